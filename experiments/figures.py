@@ -1,0 +1,127 @@
+"""Pictures of a run, as PNGs in its folder; needs matplotlib.
+
+    python experiments/figures.py runs/NAME
+
+curves.png: each loss of Eq. 16, D(real) and D(fake), and the valid metrics, epoch by epoch.
+predictions.png: predictions against labels, on valid.
+features.png: x and h of the three modalities in the plane of their first two principal components,
+before and after training, by modality and by sentiment, on valid: what L^a and L^d are to change.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+try:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+except ImportError:
+    sys.exit(print("error: figures need matplotlib: pip install matplotlib", file=sys.stderr) or 2)
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import train
+from msfn import MODALITIES
+
+NAMES = {"a": "audio", "v": "visual", "l": "language"}
+COLOURS = {"a": "tab:orange", "v": "tab:green", "l": "tab:blue"}
+
+
+def curves(folder: Path, config: train.Config):
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    log = [json.loads(line) for line in lines]
+    epochs = [entry["epoch"] for entry in log]
+    panels = {
+        "L^task": [("train", "task")],
+        f"L^a  (α = {config.alpha:g})": [("train", "adversarial")],
+        f"L^d  (β = {config.beta:g})": [("train", "distance")],
+        f"L^rl  (γ = {config.gamma:g})": [("train", "reconstruction")],
+        "D(real), D(fake); chance 0.5": [("train", "d_real"), ("train", "d_fake")],
+        "MAE and Corr on valid": [("valid", "mae"), ("valid", "corr")],
+    }
+    figure, axes = pyplot.subplots(2, 3, figsize=(12, 6), layout="constrained")
+    for axis, (title, series) in zip(axes.flat, panels.items(), strict=True):
+        for part, name in series:
+            axis.plot(epochs, [entry[part][name] for entry in log], marker=".", label=name)
+        axis.set(title=title, xlabel="epoch")
+        if len(series) > 1:
+            axis.legend()
+    figure.savefig(folder / "curves.png", dpi=120)
+
+
+@torch.no_grad()
+def features(run: train.Run, config: train.Config) -> dict[str, dict[str, np.ndarray]]:
+    """{"x" | "h": {m: (N_m, d)}} and {"y": {m: (N_m,)}} of the valid segments that have m"""
+    run.model.eval()
+    found = {name: {m: [] for m in MODALITIES} for name in ("x", "h", "y")}
+    for batch in train.loader(run.segments["valid"], config):
+        batch = train.to_device(batch, run.device)
+        output = run.model(batch.inputs, batch.video)
+        for m in MODALITIES:
+            rows = batch.inputs[m][1].nonzero().squeeze(1).to(run.device)
+            for name, values in (("x", output.x[m]), ("h", output.h[m]), ("y", batch.y)):
+                found[name][m].append(values[rows].cpu().numpy())
+    return {k: {m: np.concatenate(v) for m, v in part.items()} for k, part in found.items()}
+
+
+def plane(by_modality: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """All modalities on the first two principal components that they have in common: (N_m, 2)"""
+    everyone = np.concatenate(list(by_modality.values()))
+    centre = everyone.mean(0)
+    axes = np.linalg.svd(everyone - centre, full_matrices=False)[2][:2]
+    return {m: (values - centre) @ axes.T for m, values in by_modality.items()}
+
+
+def draw_features(folder: Path, before: dict, after: dict):
+    figure, axes = pyplot.subplots(2, 4, figsize=(16, 8), layout="constrained")
+    pairs = [(when, part) for part in ("x", "h") for when in ("before", "after")]
+    for column, (when, part) in enumerate(pairs):
+        source = {"before": before, "after": after}[when]
+        points = {m: p for m, p in plane(source[part]).items() if len(p)}
+        for m, p in points.items():
+            axes[0, column].scatter(*p.T, s=9, alpha=0.6, c=COLOURS[m], label=NAMES[m])
+            colours = {"c": source["y"][m], "cmap": "coolwarm", "vmin": -3, "vmax": 3}
+            shown = axes[1, column].scatter(*p.T, s=9, **colours)
+        axes[0, column].set_title(f"{part}, {when} training")
+    axes[0, 0].set_ylabel("by modality")
+    axes[1, 0].set_ylabel("by sentiment")
+    axes[0, 0].legend()
+    figure.colorbar(shown, ax=axes[1, :], label="y", shrink=0.8)
+    figure.savefig(folder / "features.png", dpi=120)
+
+
+def draw_predictions(folder: Path, y_hat: np.ndarray, y: np.ndarray):
+    found = train.metrics(y_hat, y)
+    figure, axis = pyplot.subplots(figsize=(5, 5), layout="constrained")
+    axis.plot([-3, 3], [-3, 3], c="grey", lw=1)
+    axis.scatter(y, y_hat, s=12, alpha=0.6)
+    title = f"valid: MAE {found['mae']:.3f}, Corr {found['corr']:.3f}"
+    axis.set(xlabel="label y", ylabel="prediction ŷ", title=title, aspect="equal")
+    figure.savefig(folder / "predictions.png", dpi=120)
+
+
+def main(folder: Path):
+    config = train.read_config(folder)
+    if not (folder / train.WEIGHTS).exists():
+        raise train.UserError(f"{folder} holds no trained model yet")
+    run = train.prepare(config)  # as the run began: same seed, same weights
+    before = features(run, config)
+    run.model.load_state_dict(load_file(folder / train.WEIGHTS, device=str(run.device)))
+    curves(folder, config)
+    draw_features(folder, before, features(run, config))
+    draw_predictions(folder, *train.predict(run, run.segments["valid"], config))
+    print(*(folder / f"{name}.png" for name in ("curves", "features", "predictions")), sep="\n")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        sys.exit(__doc__)
+    try:
+        main(Path(sys.argv[1]))
+    except (train.UserError, train.data.DataError) as error:
+        sys.exit(print(f"error: {error}", file=sys.stderr) or 2)

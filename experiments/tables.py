@@ -1,0 +1,194 @@
+"""The paper's tables, over seeds, beside the paper's own rows.
+
+    python experiments/tables.py --table 2 --seeds 5                        # MOSI
+    python experiments/tables.py --table 3 --seeds 5                        # MOSEI
+    python experiments/tables.py --table 4 --seeds 5 --jobs 2 -- --bert FOLDER --data FILE
+    python experiments/tables.py --table 4 --from runs/tables               # from results.json alone
+
+What follows `--` goes to train.py as it is. A finished run is not run again and a broken one is
+resumed, so the same command goes on where it stopped. All seeds are shown and none is dropped. Every
+run chooses its epoch on valid and reads test once.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+import train
+
+COLUMNS = ("acc2_non0", "f1_non0", "acc2_has0", "f1_has0", "mae", "corr", "acc7", "acc5")
+HEADS = ("Acc-2 non0", "F1 non0", "Acc-2 has0", "F1 has0", "MAE", "Corr", "Acc-7", "Acc-5")
+
+ROWS = {  # Table 4's rows, then two that users ask for and the paper lacks: one change each
+    "MSFN": "",
+    "without L^a": "--alpha 0",
+    "without L^d": "--beta 0",
+    "without L^rl": "--gamma 0",
+    "task loss only": "--alpha 0 --beta 0 --gamma 0",
+    "text only, task loss only": "--modalities l --alpha 0 --beta 0 --gamma 0",
+}
+
+# Acc-2, F1, MAE, Corr, Acc-7 as printed. The paper does not name its Acc-2; most plausibly non0.
+PAPER = {
+    2: """MFN 77.3 77.4 1.042 0.615 30.6; LMF 77.3 77.3 1.005 0.622 35.4;
+        TFN 78.2 78.3 0.987 0.615 34.5; TFN (B) 80.8 80.8 0.901 0.698 34.9;
+        LMF (B) 82.5 82.5 0.917 0.695 33.2; ICCN (B) 83.1 83.0 0.862 0.714 39.0;
+        ARGF (B) 83.4 83.6 0.826 0.740 37.9; MISA (B) 83.1 83.0 0.796 0.749 43.4;
+        MSFN 83.4 83.5 0.802 0.756 43.1""",
+    3: """TFN 76.2 76.1 0.722 0.510 43.2; MFN 76.6 76.7 0.727 0.511 43.9;
+        LMF 76.2 76.4 0.712 0.540 45.1; TFN (B) 82.6 82.1 0.593 0.700 50.2;
+        LMF (B) 82.0 82.2 0.623 0.677 48.0; ICCN (B) 84.2 84.4 0.565 0.713 51.6;
+        MISA (B) 84.1 83.6 0.563 0.755 50.8; ARGF (B) 84.2 84.7 0.572 0.740 51.2;
+        MSFN 84.5 84.4 0.560 0.747 51.6""",
+    4: """MSFN 83.4 83.5 0.802 0.756 43.1; without L^a 82.5 82.6 0.835 0.746 42.1;
+        without L^d 82.2 82.5 0.821 0.743 41.2; without L^rl 83.1 83.2 0.833 0.762 43.""",
+}
+T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
+
+
+def folder_of(runs: Path, row: str, seed: int) -> Path:
+    """One folder a row and seed, named so that `--from` finds it."""
+    return runs / f"{row.replace(' ', '_').replace(',', '')}-seed{seed}"
+
+
+def run(folder: Path, argv: list[str], threads: int):
+    """Train, or go on, or do nothing if it is done. Raises SystemExit if it fails."""
+    if (folder / "results.json").exists():
+        return
+    begun = (folder / "config.json").exists()
+    new = [*argv, "--name", folder.name, "--runs", str(folder.parent)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder.parent / f"{folder.name}.log", "a", encoding="utf-8") as log:
+        argv = ["--resume", str(folder)] if begun else new
+        command = [sys.executable, str(ROOT / "train.py"), *argv]
+        if subprocess.call(command, env=environment, stdout=log, stderr=log):
+            raise SystemExit(f"error: {folder.name} failed; {log.name} says why")
+    print(f"done: {folder.name}", file=sys.stderr, flush=True)
+
+
+def same_options(folder: Path, argv: list[str]):
+    """Raises SystemExit if the run in `folder` was made with other options than `argv`."""
+    if not (folder / "config.json").exists():
+        return
+    parser = train.build_parser()
+    asked = asdict(train.configure(vars(parser.parse_args(argv)), parser))
+    found = asdict(train.read_config(folder))
+    for key in set(asked) - {"name", "runs"}:
+        if found[key] != asked[key]:
+            raise SystemExit(
+                f"error: {folder} was run with {key} = {found[key]}, not {asked[key]}: "
+                "choose another folder with --runs"
+            )
+
+
+def run_all(work: dict[Path, list[str]], jobs: int):
+    """{folder: what to type after train.py}, `jobs` at a time."""
+    for folder, argv in work.items():
+        same_options(folder, argv)
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            list(pool.map(lambda item: run(*item, threads), work.items()))
+        finally:  # after a failure or Ctrl-C, start no more
+            pool.shutdown(cancel_futures=True)
+
+
+def collect(runs: Path, rows: list[str], seeds: range) -> dict[str, list[dict]]:
+    """{row: its finished runs' test metrics, in the order of seeds}"""
+    results = {}
+    for row in rows:
+        files = [folder_of(runs, row, seed) / "results.json" for seed in seeds]
+        found = [json.loads(f.read_text(encoding="utf-8"))["test"] for f in files if f.exists()]
+        if found:
+            results[row] = found
+    return results
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def cell(column: str, values: list[float], spread: float | None) -> str:
+    scale, digits = (1, 3) if column in ("mae", "corr") else (100, 1)
+    text = f"{scale * statistics.fmean(values):.{digits}f}"
+    return text if spread is None else f"{text} ± {scale * spread:.{digits}f}"
+
+
+def paper_rows(table: int) -> list[list[str]]:
+    rows = []
+    for line in PAPER[table].split(";"):
+        *name, acc2, f1, mae, corr, acc7 = line.split()
+        rows.append([f"paper: {' '.join(name)}", acc2, f1, "–", "–", mae, corr, acc7, "–"])
+    return rows
+
+
+def main_table(table: int, results: dict[str, list[dict]]) -> str:
+    """The paper's rows; then, for each of ours, mean ± standard deviation and each seed."""
+    rows = paper_rows(table)
+    for row, runs in results.items():
+        columns = {c: [r[c] for r in runs] for c in COLUMNS}
+        spread = {c: statistics.stdev(v) if len(v) > 1 else None for c, v in columns.items()}
+        name = f"**{row}**, {len(runs)} seed{'s' * (len(runs) > 1)}"
+        rows.append([name, *(cell(c, v, spread[c]) for c, v in columns.items())])
+        for i, found in enumerate(runs if len(runs) > 1 else []):
+            rows.append([f"run {i + 1}", *(cell(c, [found[c]], None) for c in COLUMNS)])
+    return markdown(["", *HEADS], rows)
+
+
+def difference_table(results: dict[str, list[dict]]) -> str:
+    """Each row less the first, seed by seed: mean ± standard error, and whether it is noise."""
+    base, *others = results
+    rows = []
+    for row in others:
+        cells = []
+        for c in COLUMNS:
+            change = [r[c] - b[c] for r, b in zip(results[row], results[base], strict=True)]
+            error = statistics.stdev(change) / len(change) ** 0.5
+            noise = abs(statistics.fmean(change)) <= T95[len(change)] * error
+            cells.append(cell(c, change, error) + (" (within noise)" if noise else ""))
+        rows.append([f"{row} − {base}", *cells])
+    return markdown(["paired difference", *HEADS], rows)
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--table", type=int, choices=(2, 3, 4), required=True)
+    parser.add_argument("--seeds", type=int, default=5, choices=range(1, 11), help="0 … N-1 (5)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side (1)")
+    parser.add_argument("--runs", type=Path, default=Path("runs/tables"), help="(runs/tables)")
+    parser.add_argument("--from", type=Path, dest="source", help="only read what is in this folder")
+    parser.add_argument("options", nargs="*", help="after --: train.py's own options")
+    typed = parser.parse_args()
+    dataset = "mosei" if typed.table == 3 else "mosi"
+    rows, seeds = (list(ROWS) if typed.table == 4 else ["MSFN"]), range(typed.seeds)
+    runs = typed.source or typed.runs / dataset
+    if not typed.source:
+        work = {}
+        for seed in seeds:
+            for row in rows:
+                argv = [*typed.options, "--seed", str(seed), *ROWS[row].split()]
+                work[folder_of(runs, row, seed)] = ["--dataset", dataset, *argv]
+        run_all(work, typed.jobs)
+    results = collect(runs, rows, seeds)
+    if not results:
+        parser.error(f"{runs} holds no results.json of {', '.join(rows)}")
+    print(main_table(typed.table, results))
+    complete = len({len(found) for found in results.values()}) == 1
+    if len(results) > 1 and complete and len(next(iter(results.values()))) > 1:
+        print("\n" + difference_table(results))
+
+
+if __name__ == "__main__":
+    main()
