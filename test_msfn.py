@@ -1957,6 +1957,26 @@ def test_what_a_user_does_wrong_ends_in_one_sentence(argv, said, tmp_path, monke
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), 2, "--batch-size"),
+        (train.Stopped("go on with: python train.py --resume runs/x"), 130, "--resume runs/x"),
+        (KeyboardInterrupt(), 130, "stopped"),
+        (data.DataError("x.pkl is empty"), 2, "error: x.pkl is empty"),
+    ],
+)
+def test_how_a_run_ends(raised, code, said, monkeypatch, capsys):
+    def ends(argv):
+        raise raised
+
+    monkeypatch.setattr(train, "run_command", ends)
+    with pytest.raises(SystemExit) as stop:
+        train.main([])
+    error = capsys.readouterr().err
+    assert stop.value.code == code and said in error and error.count("\n") == 1
+
+
 # ── Resume, many processes, finished runs ─────────────────────────────────────────────────────────
 
 

@@ -3,7 +3,7 @@
     python train.py --dataset synthetic                         # no data, no hub, no GPU: a minute
     python train.py --dataset mosi                              # MMSA's file, fetched if need be
     python train.py --dataset mosi --data FILE --bert FOLDER    # your file, your BERT
-    torchrun --nproc_per_node=2 train.py --dataset mosi         # two GPUs, or two processes
+    torchrun --nproc_per_node=2 -- train.py --dataset mosi      # two GPUs, or two processes
 
     python train.py --resume runs/NAME                          # go on after Ctrl-C or a crash
     python train.py --evaluate runs/NAME --data FILE            # the table, and predictions.csv
@@ -445,15 +445,17 @@ def train(config: Config, folder: Path | None = None) -> dict:
         if config.test:
             results["test"] = metrics(*predict(run, run.segments["test"], config))
         keeper.finish(results)
-    print(f"\n{synthetic or config.dataset}: epoch {best['epoch']}, the best on valid; {folder}")
-    print(result_table(results))
+    print()
+    show(results, folder)
     return results
 
 
-def result_table(results: dict) -> str:
+def show(results: dict, folder: Path):
+    """A finished run's metrics beside the paper's row."""
     dataset = results["dataset"]
     prefix = "synthetic " if dataset == "synthetic" else ""
-    return table(dataset, {prefix + s: results[s] for s in ("valid", "test") if s in results})
+    print(f"{dataset}: epoch {results['epoch']}, the best on {prefix}valid; {folder}")
+    print(table(dataset, {prefix + s: results[s] for s in ("valid", "test") if s in results}))
 
 
 def epoch_line(progress: Progress, losses: dict, valid: dict, synthetic: str) -> str:
@@ -622,11 +624,7 @@ def resume(folder: Path) -> dict:
     if not done.exists():
         return train(config, folder=folder)
     results = json.loads(done.read_text(encoding="utf-8"))
-    print(
-        f"{folder} is done: epoch {results['epoch']}, the best on valid",
-        result_table(results),
-        sep="\n",
-    )
+    show(results, folder)
     return results
 
 
