@@ -775,6 +775,8 @@ def main(argv: list[str] | None = None):
 
 if __name__ == "__main__":
     if WORLD > 1:
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        if cuda := torch.cuda.is_available():
+            torch.cuda.set_device(RANK % torch.cuda.device_count())
+        dist.init_process_group("nccl" if cuda else "gloo")
         sys.stdout = sys.stdout if RANK == 0 else None  # print() then says nothing
     main()
