@@ -163,9 +163,14 @@ class Cursor:
         return self.view[self.at - n : self.at]
 
     def read(self, n):
-        if n > COPY_LIMIT:
+        """The next n bytes, copied: called for every small item, so not by way of `slice`."""
+        if not 0 <= n <= COPY_LIMIT:
             raise DataError(f"is damaged: it asks for {n:,} bytes at once at byte {self.at:,}")
-        return bytes(self.slice(n))
+        found = self.map[self.at : self.at + n]
+        if len(found) < n:
+            raise DataError(f"is cut short or damaged: byte {self.at + n:,} is missing")
+        self.at += n
+        return found
 
     def readline(self):
         end = self.map.find(b"\n", self.at, self.at + COPY_LIMIT) + 1
