@@ -1941,6 +1941,7 @@ def test_typed_beats_preset_beats_default():
         ("--dataset mosi --data nowhere.pkl", "nowhere.pkl"),
         ("--dataset synthetic --bert nowhere/bert", "nowhere/bert"),
         ("--dataset synthetic --device cuda:77", "cuda:77"),
+        ("--dataset synthetic --device cpu:x", "cpu:x"),
         ("--dataset synthetic --modalities aw", "aw"),
         ("--dataset synthetic --epochs 0", "epochs"),
         ("--dataset synthetic --attention all", "all"),

@@ -174,7 +174,8 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = next(kind for kind, found in there.items() if found)
     kind, _, index = name.partition(":")
-    if not there.get(kind) or (kind == "cuda" and int(index or 0) >= torch.cuda.device_count()):
+    cards = torch.cuda.device_count() if kind == "cuda" else 1
+    if not there.get(kind) or (index and index not in map(str, range(cards))):
         raise UserError(f"--device {name} is not on this machine; --device cpu always is")
     return torch.device(f"cuda:{RANK % torch.cuda.device_count()}" if name == "cuda" else name)
 
@@ -635,7 +636,7 @@ def load_run(folder: Path) -> tuple[Run, Config]:
         model = MSFN.from_run(folder).to(device)
         statistics = json.loads((folder / "standardizer.json").read_text(encoding="utf-8"))
         standardizer = data.Standardizer.from_dict(statistics)
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise UserError(f"{folder} holds no trained model yet: {error}") from None
     tokenizer = data.load_tokenizer(str(folder / "bert"))
     return Run(model, {}, tokenizer, standardizer, device), config
