@@ -36,7 +36,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence
 
 MODALITIES = ("a", "v", "l")
 
@@ -122,17 +121,19 @@ class LSTMs(nn.Module):
     """Eqs. 1, 2:  x_a = LSTMs(X_a; θ_a^lstm),  x_v = LSTMs(X_v; θ_v^lstm)
 
     A Bi-LSTM and a Dense layer "to receive … the LSTM end state": the forward direction's state
-    after the last true frame beside the backward direction's after the first. Sequences are packed,
-    so padding is never read. An empty sequence (no face, no speech) leaves the LSTM in its initial
-    state, zero.
+    after the last true frame beside the backward direction's after the first. The backward
+    direction is a second LSTM that reads each sequence from its last true frame to its first.
+    Padding is never read: past its end a sequence stays at its last frame, and those states are
+    not used. An empty sequence (no face, no speech) leaves both LSTMs in their initial state, zero.
 
     X: (B, T, d_m) float, lengths: (B,) int64 on the CPU, each in 0..T -> (B, d). Raises
-    RuntimeError for a length > T.
+    IndexError for a length > T.
     """
 
     def __init__(self, d_m: int, d: int, width: int = 64, dropout: float = 0.1):
         super().__init__()
-        self.lstm = nn.LSTM(d_m, width, batch_first=True, bidirectional=True)
+        self.ahead = nn.LSTM(d_m, width, batch_first=True)
+        self.back = nn.LSTM(d_m, width, batch_first=True)
         self.dropout = nn.Dropout(dropout)
         self.dense = nn.Linear(2 * width, d)
 
@@ -140,11 +141,18 @@ class LSTMs(nn.Module):
         end = X.new_zeros(len(X), self.dense.in_features)
         rows = lengths.nonzero().squeeze(1)
         if len(rows):
-            X, lengths = X[rows], lengths[rows]
-            packed = pack_padded_sequence(X, lengths, batch_first=True, enforce_sorted=False)
-            _, (h_n, _) = self.lstm(packed)  # (2, rows, width)
-            states = torch.cat([h_n[0], h_n[1]], dim=-1)  # (rows, 2 width)
-            end = end.index_copy(0, rows.to(X.device), states.to(end.dtype))
+            last = (lengths[rows] - 1).to(X.device)
+            steps = torch.arange(int(lengths.max()), device=X.device)
+            orders = {  # (rows, T): the frames as each direction reads them
+                self.ahead: steps.minimum(last[:, None]),  # 0, 1, …, last, last, …
+                self.back: (last[:, None] - steps).clamp(min=0),  # last, …, 1, 0, 0, …
+            }
+            rows, every = rows.to(X.device), torch.arange(len(rows), device=X.device)
+            states = [
+                lstm(X[rows[:, None], order])[0][every, last]  # (rows, width)
+                for lstm, order in orders.items()
+            ]
+            end = end.index_copy(0, rows, torch.cat(states, dim=-1).to(end.dtype))
         return self.dense(self.dropout(end))
 
 
@@ -341,8 +349,9 @@ def triplet_loss(h: Tensor, y: Tensor, margin: float = 1.0, reduction: str = "me
         to_negatives = distance.masked_fill(~negative, torch.inf).sort(dim=1).values
         reach_of_positives = reach.masked_fill(~positive, -torch.inf).sort(dim=1).values
         # of each positive the negatives, and of each negative the positives, with d_an < d_ap + δ
-        inside = torch.searchsorted(to_negatives, reach) * positive
-        outside = (len(h) - torch.searchsorted(reach_of_positives, distance, right=True)) * negative
+        inside = torch.searchsorted(to_negatives, reach, out_int32=True) * positive
+        beyond = torch.searchsorted(reach_of_positives, distance, right=True, out_int32=True)
+        outside = (len(h) - beyond) * negative
         weight = (inside - outside).to(distance.dtype)
         valid = (positive.sum(1) * negative.sum(1)).sum()
         scale = 1 / valid.clamp(min=1).to(distance.dtype) if reduction == "mean" else 1.0
@@ -547,7 +556,7 @@ class MSFN(nn.Module):
         saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         config = MSFNConfig(**{f.name: saved[f.name] for f in fields(MSFNConfig)})
         weights = load_file(folder / "model.safetensors")
-        widths = {m: weights[f"embeddings.{m}.lstm.weight_ih_l0"].shape[1] for m in ("a", "v")}
+        widths = {m: weights[f"embeddings.{m}.ahead.weight_ih_l0"].shape[1] for m in ("a", "v")}
         bert = AutoModel.from_config(AutoConfig.from_pretrained(folder / "bert"))
         model = cls(config, widths, bert)
         model.load_state_dict(weights)

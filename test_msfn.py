@@ -91,8 +91,8 @@ def test_lstms_read_each_sequence_as_if_alone(seed, lengths, extra):
     for i, n in enumerate(lengths):
         end = torch.zeros(4, dtype=torch.float64)
         if n:
-            states, _ = block.lstm(X[i : i + 1, :n])
-            end = torch.cat([states[0, -1, :2], states[0, 0, 2:]])
+            there, back = block.ahead(X[i, :n])[0], block.back(X[i, :n].flip(0))[0]
+            end = torch.cat([there[-1], back[-1]])
         close(x[i], block.dense(end))
     x.sum().backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in block.parameters())
@@ -2078,6 +2078,26 @@ def test_bf16_changes_the_forward_pass_and_leaves_the_losses_in_float32():
     torch.testing.assert_close(exact, rough, atol=0.05, rtol=0.05)
 
 
+def test_both_sides_are_clipped_by_themselves_and_bert_may_be_slower():
+    run = train.prepare(quick())
+    config = quick(clip=0.5, bert_learning_rate=1e-9)
+    optimizer = train.make_optimizer(run, config)
+    before = {n: p.detach().clone() for n, p in run.model.named_parameters()}
+    for name, parameter in run.model.named_parameters():
+        parameter.grad = torch.full_like(parameter, 7.0 if "discriminators" in name else 1.0)
+    optimizer.zero_grad = lambda: None  # the clipped gradients stay to be looked at
+    train.update(optimizer, config)
+    sides = {True: [], False: []}
+    for name, parameter in run.model.named_parameters():
+        sides["discriminators" in name].append(parameter.grad.square().sum())
+        step = parameter.detach() - before[name]  # Adam's first step is the rate, times the sign
+        rate = 1e-9 if ".bert." in name else config.learning_rate
+        expected = torch.full_like(step, rate if "discriminators" in name else -rate)
+        torch.testing.assert_close(step, expected, rtol=0.02, atol=2e-7)
+    for squares in sides.values():
+        close(sum(squares).sqrt(), 0.5, atol=1e-4)
+
+
 def test_a_loss_that_is_not_finite_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(msfn, "distance_loss", lambda *_: torch.tensor(math.nan))
     with pytest.raises(train.UserError, match=r"distance loss is nan in epoch 0, step 0.*synth"):
@@ -2168,6 +2188,32 @@ def test_a_grid_is_the_product_of_its_axes_and_its_sample_is_seeded():
     sample = grid.trials(20, 1)
     assert sample == grid.trials(20, 1) != grid.trials(20, 2)
     assert len({tuple(point.values()) for point in sample}) == 20
+
+
+def test_the_benchmark_pads_as_the_field_does_and_counts_real_positions():
+    benchmark, batch = script("benchmark"), small_batch()
+    batch = train.data.Batch(batch.inputs, batch.y, batch.video, [""] * len(batch.y))
+    padded = benchmark.pad(batch, {"a": 7, "v": 9})
+    assert [padded.inputs[m][0].shape[1] for m in MODALITIES] == [7, 9, 50]
+    assert all((n == values.shape[1]).all() for values, n in padded.inputs.values())
+    cut = benchmark.of_length(batch, 20)
+    assert all(values.shape[1] == 20 == n.max() == n.min() for values, n in cut.inputs.values())
+    model = small_model()
+    assert benchmark.real_positions([padded], model) == 1
+    assert 0.5 < benchmark.real_positions([batch], model) <= 1
+    model.embeddings["l"].spread = 1000
+    n = batch.inputs["l"][1]
+    close(benchmark.real_positions([batch], model), float(n[n > 0].float().mean() / n.max()))
+
+
+def test_the_benchmark_writes_a_file_of_mmsa(tmp_path):
+    rows = [["mode", "video_id", "clip_id", "text", "label", "start", "end"]]
+    rows += [[m, f"v{m}", i, "a b c", 1, 0, 2 * i] for m in data.SPLITS for i in range(1, 4)]
+    (tmp_path / "label.csv").write_text("\n".join(",".join(map(str, row)) for row in rows))
+    for shapes, lengths in (("aligned", [3, 3, 3]), ("unaligned", [60, 120, 180])):
+        path = script("benchmark").mosi_shaped(tmp_path / "label.csv", shapes, tmp_path)
+        split = data.read(path)["train"]
+        assert [len(split.frames("v", i)) for i in range(3)] == lengths
 
 
 def test_figures_without_matplotlib_say_so(monkeypatch, capsys):

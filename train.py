@@ -25,7 +25,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -54,6 +54,7 @@ class Config(MSFNConfig):
     labels: str | None = option(None, "CSV with the text of a file that holds none")
     modalities: str = option("avl", "subset of avl; the others become empty sequences")
     epochs: int = option(12, "epochs at most")
+    bert_learning_rate: float | None = option(None, "of BERT's weights; else r, as printed")
     patience: int = option(5, "stop after so many epochs without a better valid MAE")
     clip: float = option(1.0, "largest gradient norm of each side of the game")
     seed: int = option(0, "seed of weights, dropout and batches")
@@ -193,6 +194,8 @@ class Run(NamedTuple):
 def prepare(config: Config) -> Run:
     """Data and model of a run. Raises DataError or UserError for what the user can mend."""
     device = pick_device(config.device)
+    # A gradient that fades over hundreds of frames ends in numbers that a CPU multiplies 10 x slower.
+    torch.set_flush_denormal(True)
     corpus = data.load(config.dataset, config.data, config.labels)
     standardizer = data.Standardizer.fit(corpus["train"], seed=0)
     torch.manual_seed(config.seed)
@@ -326,6 +329,19 @@ class Progress:
     best: dict = field(default_factory=lambda: {"epoch": -1, "valid": {"mae": math.inf}})
 
 
+def make_optimizer(run: Run, config: Config) -> torch.optim.Adam:
+    """Adam for both sides of the game; BERT may have a learning rate of its own."""
+    rest, adversary = run.model.parameter_groups()
+    bert = list(run.model.embeddings["l"].bert.parameters())
+    ids = {id(p) for p in bert}
+    groups = [
+        {"params": [p for p in rest["params"] if id(p) not in ids]},
+        {"params": bert, "lr": config.bert_learning_rate or config.learning_rate},
+        adversary,
+    ]
+    return torch.optim.Adam(groups, config.learning_rate, fused=run.device.type in ("cpu", "cuda"))
+
+
 def train_epoch(run: Run, forward, optimizer, config: Config, progress: Progress, keeper) -> dict:
     """The rest of an epoch -> the mean over its batches of each of LOGGED.
 
@@ -345,10 +361,7 @@ def train_epoch(run: Run, forward, optimizer, config: Config, progress: Progress
         waiting.append((train_step(run, forward, config, batch), batch.ids))
         progress.step += 1
         if progress.step % config.grad_accum == 0 or progress.step == last:
-            for group in optimizer.param_groups:  # each side of the game by itself
-                clip_grad_norm_(group["params"], config.clip)
-            optimizer.step()
-            optimizer.zero_grad()
+            update(optimizer, config)
             due = keeper.due()
             if due or len(waiting) >= CHECK_EVERY or progress.step == last:
                 progress.logged += finite(waiting, progress)
@@ -369,6 +382,15 @@ def train_step(run: Run, forward, config: Config, batch: data.Batch) -> Tensor:
     losses = run.model.losses(output, batch.y, lengths)
     (losses.total / config.grad_accum).backward()
     return torch.stack([*losses, *discriminated(output.logits, lengths)]).detach()
+
+
+def update(optimizer: torch.optim.Optimizer, config: Config):
+    """Clip the gradients, each side of the game by itself, and step."""
+    for ascends in (False, True):
+        groups = [g["params"] for g in optimizer.param_groups if g["maximize"] == ascends]
+        clip_grad_norm_([p for group in groups for p in group], config.clip)
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 def finite(waiting: list[tuple[Tensor, list[str]]], progress: Progress) -> list[list[float]]:
@@ -399,10 +421,15 @@ def discriminated(
 
 
 @torch.no_grad()
-def predict(run: Run, segments: data.Segments, config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """-> ŷ and y of every segment of a split, in its order: (N,) float32 each"""
+def predict(
+    run: Run, segments: data.Segments, config: Config, epoch: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """-> ŷ and y of every segment of a split, in its order: (N,) float32 each
+
+    epoch: of a shuffle of the batches; only for --attention batch does it change ŷ
+    """
     run.model.eval()
-    batches, predictions = loader(segments, config), []
+    batches, predictions = loader(segments, config, epoch), []
     for batch in batches:
         batch = to_device(batch, run.device)
         with precision(config, run.device):
@@ -414,18 +441,17 @@ def predict(run: Run, segments: data.Segments, config: Config) -> tuple[np.ndarr
 # ── The whole run ─────────────────────────────────────────────────────────────────────────────────
 
 
-def train(config: Config, folder: Path | None = None) -> dict:
+def train(config: Config, folder: Path | None = None, observe=None) -> dict:
     """Train, choose the epoch on valid, read test once -> what results.json holds.
 
-    folder: a run to go on with; without it, a new one. Raises DataError, UserError,
-    or Stopped after Ctrl-C or SIGTERM.
+    folder: a run to go on with; without it, a new one. observe(run, config): a dict of numbers to log
+    after each epoch. Raises DataError, UserError, or Stopped after Ctrl-C or SIGTERM.
     """
     run = prepare(config)
     folder = folder or new_folder(config)
     describe(run, config, folder)
     forward = distribute(run.model, run.device) if WORLD > 1 else run.model
-    fused = run.device.type in ("cpu", "cuda")
-    optimizer = torch.optim.Adam(run.model.parameter_groups(), lr=config.learning_rate, fused=fused)
+    optimizer = make_optimizer(run, config)
     synthetic = "synthetic " if config.dataset == "synthetic" else ""
     with Keeper(folder, run, optimizer, config.save_minutes) as keeper:
         progress = keeper.load()
@@ -434,7 +460,8 @@ def train(config: Config, folder: Path | None = None) -> dict:
             losses = train_epoch(run, forward, optimizer, config, progress, keeper)
             valid = metrics(*predict(run, run.segments["valid"], config))
             entry = {"epoch": progress.epoch, "seconds": progress.seconds}
-            keeper.log({**entry, "train": losses, "valid": valid})
+            observed = {"observed": observe(run, config)} if observe else {}
+            keeper.log({**entry, "train": losses, "valid": valid, **observed})
             print(epoch_line(progress, losses, valid, synthetic), flush=True)
             if valid["mae"] < best["valid"]["mae"]:
                 best = {"epoch": progress.epoch, "valid": valid}
@@ -619,11 +646,11 @@ def read_config(folder: Path) -> Config:
         raise UserError(f"{folder} is no folder of a run: {error}") from None
 
 
-def resume(folder: Path) -> dict:
+def resume(folder: Path, observe=None) -> dict:
     """Go on with a run, or show what it found if it is done -> what results.json holds."""
     config, done = read_config(folder), folder / "results.json"
     if not done.exists():
-        return train(config, folder=folder)
+        return train(config, folder, observe)
     results = json.loads(done.read_text(encoding="utf-8"))
     show(results, folder)
     return results
@@ -644,7 +671,7 @@ def load_run(folder: Path) -> tuple[Run, Config]:
 
 def width(run: Run, m: str) -> int:
     """d_m, the number of features of a frame of modality a or v that the model was made for."""
-    return run.model.embeddings[m].lstm.input_size
+    return run.model.embeddings[m].ahead.input_size
 
 
 def evaluate(folder: Path, path: str | None, labels: str | None = None) -> dict[str, float]:
@@ -717,17 +744,17 @@ def build_parser() -> argparse.ArgumentParser:
         title: parser.add_argument_group(title)
         for title in ("this run", "Table 1", "what the paper leaves open")
     }
-    own, kinds = {f.name for f in fields(MSFNConfig)}, {"int": int, "float": float}
+    own = {f.name for f in fields(MSFNConfig)}
     for spec in fields(Config):
         open_ = "Table 1" if spec.name in TABLE_1["mosi"] else "what the paper leaves open"
-        kind = getattr(spec.type, "__name__", "str")
+        kind = (get_args(spec.type) or (spec.type,))[0]  # float of "float | None"
         group[open_ if spec.name in own else "this run"].add_argument(
             f"--{spec.name.replace('_', '-')}",
             help=spec.metadata["help"] + ("" if spec.default is None else f" ({spec.default})"),
             **(
                 {"action": argparse.BooleanOptionalAction}
-                if kind == "bool"
-                else {"type": kinds.get(kind), "choices": spec.metadata["choices"] or None}
+                if kind is bool
+                else {"type": kind, "choices": spec.metadata["choices"] or None}
             ),
         )
     return parser
@@ -741,7 +768,7 @@ def configure(typed: dict, parser: argparse.ArgumentParser) -> Config:
         parser.error(str(error))
 
 
-def run_command(argv: list[str] | None = None):
+def run_command(argv: list[str] | None, observe=None):
     parser = build_parser()
     typed = vars(parser.parse_args(argv))
     takes = {"resume": set(), "evaluate": {"data", "labels"}, "predict": {"audio", "vision"}}
@@ -749,7 +776,7 @@ def run_command(argv: list[str] | None = None):
     if command is None:
         if stray := set(typed) & takes["predict"]:
             parser.error(f"--{min(stray)} goes with --predict")
-        return train(configure(typed, parser))
+        return train(configure(typed, parser), observe=observe)
     target = typed.pop(command)
     if stray := set(typed) - takes[command]:
         parser.error(f"--{command} does not take --{min(stray).replace('_', '-')}")
@@ -758,13 +785,13 @@ def run_command(argv: list[str] | None = None):
         return predict_text(Path(folder), text, typed.get("audio"), typed.get("vision"))
     if command == "evaluate":
         return evaluate(Path(target), typed.get("data"), typed.get("labels"))
-    return resume(Path(target))
+    return resume(Path(target), observe)
 
 
-def main(argv: list[str] | None = None):
-    """Exit code 2 and one line for what the user can mend, 130 for a run that was stopped."""
+def main(argv: list[str] | None = None, observe=None):
+    """observe: see `train`. Exit code 2 and one line for what the user can mend, 130 for a run that was stopped."""
     try:
-        run_command(argv)
+        run_command(argv, observe)
     except (data.DataError, UserError) as error:
         sys.exit(print(f"error: {error}", file=sys.stderr) or 2)
     except torch.OutOfMemoryError:
