@@ -2098,6 +2098,18 @@ def test_both_sides_are_clipped_by_themselves_and_bert_may_be_slower():
         close(sum(squares).sqrt(), 0.5, atol=1e-4)
 
 
+def test_what_is_observed_stands_in_the_log(tmp_path):
+    seen = []
+
+    def observe(run, config):
+        seen.append(run.model.training)
+        return {"epoch_seen": len(seen)}
+
+    train.train(quick(runs=str(tmp_path), name="seen"), observe=observe)
+    lines = (tmp_path / "seen" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["observed"]["epoch_seen"] for line in lines] == [1, 2]
+
+
 def test_a_loss_that_is_not_finite_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(msfn, "distance_loss", lambda *_: torch.tensor(math.nan))
     with pytest.raises(train.UserError, match=r"distance loss is nan in epoch 0, step 0.*synth"):
@@ -2188,6 +2200,88 @@ def test_a_grid_is_the_product_of_its_axes_and_its_sample_is_seeded():
     sample = grid.trials(20, 1)
     assert sample == grid.trials(20, 1) != grid.trials(20, 2)
     assert len({tuple(point.values()) for point in sample}) == 20
+
+
+@given(seeds, st.floats(0.1, 3))
+def test_cmd_by_loops(seed, scale):
+    X, Y = normal(seed, 4, 3), scale * normal(seed + 1, 6, 3)
+    expected = 0.0
+    for k in range(1, 6):
+        square = 0.0
+        for j in range(3):
+            x, y = X[:, j].tolist(), Y[:, j].tolist()
+            moments = []
+            for values in (x, y):
+                centre = sum(values) / len(values) if k > 1 else 0
+                moments.append(sum((v - centre) ** k for v in values) / len(values))
+            square += (moments[0] - moments[1]) ** 2
+        expected += square**0.5
+    similarity = script("similarity")
+    close(similarity.cmd(X, Y), expected)
+    close(similarity.cmd(X, X[[2, 0, 3, 1]]), 0)
+    close(similarity.mean_cmd({"a": X, "l": Y}), similarity.mean_cmd({"a": 5 * X, "l": 5 * Y}))
+
+
+def test_the_probe_tells_apart_what_is_apart_and_nothing_else():
+    similarity, video = script("similarity"), torch.arange(200) // 5
+    alike = {m: normal(i, 200, 4, dtype=torch.float32) for i, m in enumerate("avl")}
+    apart = {m: h + 9 * i for i, (m, h) in enumerate(alike.items())}
+    videos = dict.fromkeys("avl", video)
+    assert similarity.probe(apart, videos) == 1
+    assert abs(similarity.probe(alike, videos) - 1 / 3) < 0.1
+    # 20 times as many of one modality do not make its name a good guess
+    few, rows = {"a": alike["a"][:20], "l": alike["l"]}, {"a": video[:20], "l": video}
+    assert abs(similarity.probe(few, rows) - 1 / 2) < 0.2
+    unknown = {m: torch.full_like(v, -1) for m, v in rows.items()}
+    assert abs(similarity.probe(few, unknown) - 1 / 2) < 0.2
+
+
+@given(seeds, labels, st.sampled_from([0.2, 1.0]))
+def test_violated_triplets_by_loops(seed, y, margin):
+    h, y = normal(seed, len(y), 5, dtype=torch.float32), torch.tensor(y)
+    found = []
+    for a, p, n in itertools.product(range(len(y)), repeat=3):
+        if a != p and y[a] == y[p] != y[n]:
+            d_ap, d_an = math.dist(h[a], h[p]), math.dist(h[a], h[n])
+            found.append((d_ap + margin > d_an, d_ap, d_an))
+    expected = np.mean(found, axis=0) if found else [0, 0, 0]
+    close(script("similarity").triplets(h, y, margin), torch.tensor(expected), atol=1e-5)
+
+
+def test_only_over_the_batch_does_a_prediction_drift():
+    similarity, config = script("similarity"), quick(attention="batch")
+    assert similarity.similarity(train.prepare(config), config)["drift"] > 1e-4
+    config = quick(attention="video")
+    run = train.prepare(config)
+    one, two = (train.predict(run, run.segments["valid"], config, epoch)[0] for epoch in (None, 3))
+    close(torch.from_numpy(one), torch.from_numpy(two), atol=1e-5)
+
+
+def test_readings_change_one_thing_and_show_the_difference(tmp_path, monkeypatch, capsys):
+    readings = script("readings")
+    parser = train.build_parser()
+    default = asdict(train.Config.preset("mosi"))
+    for name, (_, options) in readings.READINGS.items():
+        config = asdict(train.configure(vars(parser.parse_args(options.split())), parser))
+        changed = {key for key in config if config[key] != default[key]}
+        assert len(changed) == len(options.split("--")) - 1, name
+    for row, mae in (("default", 0.8), ("cls", 0.9)):
+        for seed in range(2):
+            folder = readings.tables.folder_of(tmp_path / "mosi", row, seed)
+            folder.mkdir(parents=True)
+            split = {"mae": mae + seed / 10, "corr": 0.7}
+            (folder / "results.json").write_text(
+                json.dumps({"epoch": 1, "valid": split, "test": split})
+            )
+            observed = [{"observed": {"h_probe": 0.9}}, {"observed": {"h_probe": mae}}]
+            (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, observed)))
+    monkeypatch.setattr(readings.tables, "same_options", lambda *_: None)
+    argv = ["readings.py", "--seeds", "2", "--rows", "cls", "--runs", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", argv)
+    readings.main()
+    said = capsys.readouterr().out
+    assert "| 0.850 ± 0.071 |  | 0.700 ± 0.000 |" in said and "| 0.100 ± 0.000 |" in said
+    assert "| Eq. 3: [CLS] | – | 0.90 |" in said
 
 
 def test_the_benchmark_pads_as_the_field_does_and_counts_real_positions():

@@ -59,7 +59,10 @@ def folder_of(runs: Path, row: str, seed: int) -> Path:
     return runs / f"{row.replace(' ', '_').replace(',', '')}-seed{seed}"
 
 
-def run(folder: Path, argv: list[str], threads: int):
+TRAIN = [str(ROOT / "train.py")]
+
+
+def run(folder: Path, argv: list[str], threads: int, script: list[str] = TRAIN):
     """Train, or go on, or do nothing if it is done. Raises SystemExit if it fails."""
     if (folder / "results.json").exists():
         return
@@ -69,7 +72,7 @@ def run(folder: Path, argv: list[str], threads: int):
     folder.parent.mkdir(parents=True, exist_ok=True)
     with open(folder.parent / f"{folder.name}.log", "a", encoding="utf-8") as log:
         argv = ["--resume", str(folder)] if begun else new
-        command = [sys.executable, str(ROOT / "train.py"), *argv]
+        command = [sys.executable, *script, *argv]
         if subprocess.call(command, env=environment, stdout=log, stderr=log):
             raise SystemExit(f"error: {folder.name} failed; {log.name} says why")
     print(f"done: {folder.name}", file=sys.stderr, flush=True)
@@ -90,24 +93,24 @@ def same_options(folder: Path, argv: list[str]):
             )
 
 
-def run_all(work: dict[Path, list[str]], jobs: int):
+def run_all(work: dict[Path, list[str]], jobs: int, script: list[str] = TRAIN):
     """{folder: what to type after train.py}, `jobs` at a time."""
     for folder, argv in work.items():
         same_options(folder, argv)
     threads = max(1, (os.cpu_count() or 1) // jobs)
     with ThreadPoolExecutor(jobs) as pool:
         try:
-            list(pool.map(lambda item: run(*item, threads), work.items()))
+            list(pool.map(lambda item: run(*item, threads, script), work.items()))
         finally:  # after a failure or Ctrl-C, start no more
             pool.shutdown(cancel_futures=True)
 
 
 def collect(runs: Path, rows: list[str], seeds: range) -> dict[str, list[dict]]:
-    """{row: its finished runs' test metrics, in the order of seeds}"""
+    """{row: what its finished runs' results.json hold, in the order of seeds}"""
     results = {}
     for row in rows:
         files = [folder_of(runs, row, seed) / "results.json" for seed in seeds]
-        found = [json.loads(f.read_text(encoding="utf-8"))["test"] for f in files if f.exists()]
+        found = [json.loads(f.read_text(encoding="utf-8")) for f in files if f.exists()]
         if found:
             results[row] = found
     return results
@@ -124,6 +127,14 @@ def cell(column: str, values: list[float], spread: float | None) -> str:
     return text if spread is None else f"{text} ± {scale * spread:.{digits}f}"
 
 
+def paired(column: str, these: list[float], those: list[float]) -> str:
+    """The mean difference seed by seed ± its standard error, and whether it is noise (95 %)."""
+    change = [a - b for a, b in zip(these, those, strict=True)]
+    error = statistics.stdev(change) / len(change) ** 0.5
+    noise = abs(statistics.fmean(change)) <= T95[len(change)] * error
+    return cell(column, change, error) + (" (within noise)" if noise else "")
+
+
 def paper_rows(table: int) -> list[list[str]]:
     rows = []
     for line in PAPER[table].split(";"):
@@ -136,26 +147,24 @@ def main_table(table: int, results: dict[str, list[dict]]) -> str:
     """The paper's rows; then, for each of ours, mean ± standard deviation and each seed."""
     rows = paper_rows(table)
     for row, runs in results.items():
-        columns = {c: [r[c] for r in runs] for c in COLUMNS}
+        columns = {c: [run["test"][c] for run in runs] for c in COLUMNS}
         spread = {c: statistics.stdev(v) if len(v) > 1 else None for c, v in columns.items()}
         name = f"**{row}**, {len(runs)} seed{'s' * (len(runs) > 1)}"
         rows.append([name, *(cell(c, v, spread[c]) for c, v in columns.items())])
         for i, found in enumerate(runs if len(runs) > 1 else []):
-            rows.append([f"run {i + 1}", *(cell(c, [found[c]], None) for c in COLUMNS)])
+            rows.append([f"run {i + 1}", *(cell(c, [found["test"][c]], None) for c in COLUMNS)])
     return markdown(["", *HEADS], rows)
 
 
 def difference_table(results: dict[str, list[dict]]) -> str:
-    """Each row less the first, seed by seed: mean ± standard error, and whether it is noise."""
-    base, *others = results
+    """Each row less the first."""
+    base, *rest = results
     rows = []
-    for row in others:
+    for row in rest:
         cells = []
         for c in COLUMNS:
-            change = [r[c] - b[c] for r, b in zip(results[row], results[base], strict=True)]
-            error = statistics.stdev(change) / len(change) ** 0.5
-            noise = abs(statistics.fmean(change)) <= T95[len(change)] * error
-            cells.append(cell(c, change, error) + (" (within noise)" if noise else ""))
+            these, those = ([run["test"][c] for run in results[r]] for r in (row, base))
+            cells.append(paired(c, these, those))
         rows.append([f"{row} − {base}", *cells])
     return markdown(["paired difference", *HEADS], rows)
 

@@ -1,0 +1,121 @@
+"""Each reading of an ambiguous equation, measured: one choice changed a row, beside the default.
+
+    python experiments/readings.py --seeds 3 --jobs 2 -- --data FILE --bert FOLDER
+    python experiments/readings.py --rows bounded cls --seeds 3 -- --data FILE     # some of them
+    python experiments/readings.py --list
+
+What follows `--` goes to train.py as it is. Runs are measured at each epoch by similarity.py, choose
+their epoch on valid and read test once; finished ones are not run again. The default of a reading is
+what the valid columns support; within noise the paper's print wins.
+"""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+
+import numpy as np
+import tables
+
+READINGS = {  # name: (what it reads, train.py's options)
+    "default": ("Table 1 and the defaults", ""),
+    "bounded": ("Eqs. 5–7: log(1 − D(fake))", "--adversarial bounded"),
+    "sign": ("Eq. 9: classes by sign", "--classes sign"),
+    "triplet-sum": ("Eq. 9: sum", "--triplet-reduction sum"),
+    "margin-0.2": ("Eq. 9: δ = 0.2", "--margin 0.2"),
+    "margin-0.5": ("Eq. 9: δ = 0.5", "--margin 0.5"),
+    "normalised": ("Eq. 9: h of length 1", "--triplet-normalize"),
+    "normalised-0.2": ("Eq. 9: h of length 1, δ = 0.2", "--triplet-normalize --margin 0.2"),
+    "reconstruction-sum": ("Eq. 12: sum", "--reconstruction-reduction sum"),
+    "detached": ("Eq. 12: target detached", "--detach-target"),
+    "batch": ("Eq. 13: over the batch", "--attention batch"),
+    "segment": ("Eq. 13: over the segment", "--attention segment"),
+    "task-sum": ("Eq. 15: sum", "--task-reduction sum"),
+    "cls": ("Eq. 3: [CLS]", "--pooling cls"),
+    "bert-5e-5": ("BERT's learning rate 5e-5", "--bert-learning-rate 5e-5"),
+    "bert-2e-5": ("BERT's learning rate 2e-5", "--bert-learning-rate 2e-5"),
+    "alpha-0": ("α = 0", "--alpha 0"),
+    "alpha-1": ("α = 1", "--alpha 1"),
+    "alpha-5": ("α = 5", "--alpha 5"),
+    "beta-0": ("β = 0", "--beta 0"),
+    "plain": ("α = β = γ = 0", "--alpha 0 --beta 0 --gamma 0"),
+    "text": ("text alone", "--modalities l"),
+    "text-plain": ("text alone, α = β = γ = 0", "--modalities l --alpha 0 --beta 0 --gamma 0"),
+}
+OBSERVED = {"x_probe": "probe x", "h_probe": "probe h", "x_cmd": "CMD x", "h_cmd": "CMD h"}
+OBSERVED |= {
+    "h_spread": "spread h",
+    "violated": "violated",
+    "d_ap": "d_ap",
+    "d_an": "d_an",
+    "drift": "drift",
+}
+SIMILARITY = [str(tables.ROOT / "experiments" / "similarity.py"), "--train"]
+
+
+def metrics_table(results: dict[str, list[dict]]) -> str:
+    """Mean ± standard deviation; and in MAE the paired difference from the first row."""
+    rows, base = [], next(iter(results))
+    for row, runs in results.items():
+        cells = []
+        for split in ("valid", "test"):
+            for c in ("mae", "corr"):
+                values = [run[split][c] for run in runs]
+                cells.append(tables.cell(c, values, statistics.stdev(values)))
+                if c == "mae":
+                    those = [run[split][c] for run in results[base]]
+                    cells.append("" if row == base else tables.paired(c, values, those))
+        rows.append([READINGS[row][0], *cells])
+    names = [f"{split} {c}" for split in ("valid", "test") for c in ("MAE", "− default", "Corr")]
+    return tables.markdown([f"{len(results[base])} seeds", *names], rows)
+
+
+def similarity_table(results: dict[str, list[dict]]) -> str:
+    """What similarity.py saw on valid at the epoch chosen: means over the seeds."""
+    rows = []
+    for row, runs in results.items():
+        means = [np.mean([run["observed"].get(name, np.nan) for run in runs]) for name in OBSERVED]
+        rows.append([READINGS[row][0], *("–" if np.isnan(x) else f"{x:.2f}" for x in means)])
+    return tables.markdown(["on valid", *OBSERVED.values()], rows)
+
+
+def add_observed(runs: Path, row: str, results: list[dict]):
+    """Into each result, what was observed at its epoch."""
+    for seed, found in enumerate(results):
+        log = tables.folder_of(runs, row, seed) / "metrics.jsonl"
+        lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+        found["observed"] = lines[found["epoch"]]["observed"]
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--list", action="store_true", help="the rows and what they change")
+    parser.add_argument(
+        "--rows", nargs="+", choices=READINGS, default=list(READINGS), metavar="ROW"
+    )
+    parser.add_argument("--dataset", choices=("mosi", "mosei", "synthetic"), default="mosi")
+    parser.add_argument("--seeds", type=int, default=3, choices=range(2, 11), help="0 … N-1 (3)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side (1)")
+    parser.add_argument("--runs", type=Path, default=Path("runs/readings"), help="(runs/readings)")
+    parser.add_argument("options", nargs="*", help="after --: train.py's own options")
+    typed = parser.parse_args()
+    if typed.list:
+        names = [[name, *what] for name, what in READINGS.items()]
+        return print(tables.markdown(["row", "reading", "options"], names))
+    rows = list(dict.fromkeys(["default", *typed.rows]))
+    runs, work = typed.runs / typed.dataset, {}
+    for seed in range(typed.seeds):
+        for row in rows:
+            argv = ["--dataset", typed.dataset, *typed.options, "--seed", str(seed)]
+            work[tables.folder_of(runs, row, seed)] = [*argv, *READINGS[row][1].split()]
+    tables.run_all(work, typed.jobs, SIMILARITY)
+    results = tables.collect(runs, rows, range(typed.seeds))
+    for row, found in results.items():
+        add_observed(runs, row, found)
+    print(metrics_table(results), similarity_table(results), sep="\n\n")
+
+
+if __name__ == "__main__":
+    main()

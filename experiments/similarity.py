@@ -1,0 +1,180 @@
+"""Do the modalities become alike, and does equal sentiment come near? Measured on valid.
+
+    python experiments/similarity.py runs/NAME ...                       # before training, and at the best epoch
+    python experiments/similarity.py --train --dataset mosi --alpha 1    # train.py, measured at each epoch
+
+The paper says that L^a makes the modalities' features alike and that L^d keeps equal sentiment together,
+and shows neither. Of x (Eqs. 1–3) and of h (Eq. 4):
+
+    probe   accuracy of a fresh linear probe that tells the modalities apart on videos it was not fitted
+            on; chance is 1 / the number of modalities
+    cmd     central moment discrepancy of each two modalities, their mean (the paper's ref. 19)
+    spread  mean distance of a modality's features from their mean: a gap closes also if all is one point
+
+and of h, over the triplets of Eq. 9 inside each modality:
+
+    violated    share with d_ap > d_an − δ
+    d_ap, d_an  mean distances
+
+and for --attention batch:
+
+    drift   mean |ŷ − ŷ'| when other segments share the batch; 0 for the other readings of Eq. 13
+
+With --train they stand under "observed" in each line of metrics.jsonl.
+"""
+
+import sys
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import tables
+
+import train
+from msfn import MODALITIES, sentiment_classes
+
+
+@torch.no_grad()
+def embed(run: train.Run, config: train.Config, split: str = "valid") -> dict[str, dict]:
+    """{"x", "h", "y", "video"}: {m: of the segments that have modality m}; h and x (N_m, d)"""
+    run.model.eval()
+    found = {name: {m: [] for m in MODALITIES} for name in ("x", "h", "y", "video")}
+    for batch in train.loader(run.segments[split], config):
+        batch = train.to_device(batch, run.device)
+        output = run.model(batch.inputs, batch.video)
+        for m in MODALITIES:
+            rows = batch.inputs[m][1].nonzero().squeeze(1).to(run.device)
+            values = {"x": output.x[m], "h": output.h[m], "y": batch.y, "video": batch.video}
+            for name, value in values.items():
+                found[name][m].append(value[rows].float().cpu())
+    joined = {name: {m: torch.cat(v) for m, v in part.items()} for name, part in found.items()}
+    return {name: {m: v for m, v in part.items() if len(v)} for name, part in joined.items()}
+
+
+def probe(features: dict[str, Tensor], video: dict[str, Tensor]) -> float:
+    """Accuracy of multinomial logistic regression from features to modality, each modality alike.
+
+    Fitted on the videos of even number and tried on the odd ones, and the other way round.
+
+    features[m]: (N_m, d), video[m]: (N_m,)
+    """
+    X = torch.cat(list(features.values()))
+    X = (X - X.mean(0)) / X.std(0).clamp(min=1e-6)
+    name = torch.cat([torch.full((len(v),), i) for i, v in enumerate(features.values())])
+    odd = torch.cat([torch.where(v < 0, torch.arange(len(v)), v) % 2 == 1 for v in video.values()])
+    return float(np.mean([_accuracy(X, name, fit) for fit in (odd, ~odd)]))
+
+
+def _accuracy(X: Tensor, name: Tensor, fit: Tensor) -> float:
+    """Of a probe fitted on the rows of `fit`, on the others: the mean over the names."""
+    W = torch.zeros(X.shape[1], int(name.max()) + 1, requires_grad=True)
+    b = torch.zeros(W.shape[1], requires_grad=True)
+    optimizer = torch.optim.LBFGS([W, b], max_iter=100, line_search_fn="strong_wolfe")
+
+    def loss():
+        optimizer.zero_grad()
+        value = F.cross_entropy(X[fit] @ W + b, name[fit]) + 1e-3 * W.square().sum()
+        value.backward()
+        return value
+
+    with torch.enable_grad():
+        optimizer.step(loss)
+    right = ((X @ W + b).argmax(1) == name)[~fit].float()
+    return float(np.mean([right[name[~fit] == i].mean() for i in name.unique()]))
+
+
+def cmd(X: Tensor, Y: Tensor, moments: int = 5) -> float:
+    """Central moment discrepancy (Zellinger et al., 2017) of two samples of features in [0, 1]:
+
+    ‖E X − E Y‖₂ + Σ_{k=2..5} ‖E (X − E X)^k − E (Y − E Y)^k‖₂
+
+    X: (N, d), Y: (M, d)
+    """
+    gaps = [X.mean(0) - Y.mean(0)]
+    X, Y = X - X.mean(0), Y - Y.mean(0)
+    gaps += [X.pow(k).mean(0) - Y.pow(k).mean(0) for k in range(2, moments + 1)]
+    return float(sum(gap.norm() for gap in gaps))
+
+
+def mean_cmd(features: dict[str, Tensor]) -> float:
+    """Over each two modalities, each feature scaled to [0, 1] by all of them together."""
+    everyone = torch.cat(list(features.values()))
+    low, high = everyone.min(0).values, everyone.max(0).values
+    scaled = [(v - low) / (high - low).clamp(min=1e-6) for v in features.values()]
+    return float(np.mean([cmd(X, Y) for X, Y in combinations(scaled, 2)]))
+
+
+def triplets(h: Tensor, y: Tensor, margin: float) -> Tensor:
+    """Over the valid triplets of Eq. 9: share violated, mean d_ap, mean d_an; 0 of none.
+
+    h: (N, d), y: (N,) classes -> (3,)
+    """
+    distance, sums = torch.cdist(h, h), torch.zeros(4)
+    for a in range(len(h)):
+        positive, negative = y == y[a], y != y[a]
+        positive[a] = False
+        d_ap, d_an = distance[a, positive], distance[a, negative]
+        violated = d_ap[:, None] + margin > d_an[None, :]
+        n, p = len(d_an), len(d_ap)
+        sums += torch.tensor([violated.sum(), d_ap.sum() * n, d_an.sum() * p, n * p])
+    return sums[:3] / sums[3].clamp(min=1)
+
+
+def similarity(run: train.Run, config: train.Config) -> dict[str, float]:
+    """All of the above for the model as it is."""
+    found, result = embed(run, config), {}
+    for part in ("x", "h"):
+        if len(found[part]) > 1:
+            result[f"{part}_probe"] = probe(found[part], found["video"])
+            result[f"{part}_cmd"] = mean_cmd(found[part])
+        spread = [(v - v.mean(0)).norm(dim=1).mean() for v in found[part].values()]
+        result[f"{part}_spread"] = float(np.mean(spread))
+    per_modality = []
+    for m, h in found["h"].items():
+        h = F.normalize(h, dim=-1) if config.triplet_normalize else h
+        classes = sentiment_classes(found["y"][m], config.classes)
+        per_modality.append(triplets(h, classes, config.margin))
+    means = torch.stack(per_modality).mean(0).tolist()
+    result |= dict(zip(("violated", "d_ap", "d_an"), means, strict=True))
+    if config.attention == "batch":
+        one, two = (train.predict(run, run.segments["valid"], config, epoch)[0] for epoch in (0, 1))
+        result["drift"] = float(np.abs(one - two).mean())
+    return result
+
+
+def of_run(folder: Path) -> dict[str, dict[str, float]]:
+    """Before training (same seed, same weights) and at the best epoch."""
+    config = train.read_config(folder)
+    if not (folder / train.WEIGHTS).exists():
+        raise train.UserError(f"{folder} holds no trained model yet")
+    run = train.prepare(config)
+    before = similarity(run, config)
+    run.model.load_state_dict(load_file(folder / train.WEIGHTS, device=str(run.device)))
+    return {f"{folder.name}, before": before, f"{folder.name}, best epoch": similarity(run, config)}
+
+
+def main(folders: list[Path]):
+    rows = {}
+    for folder in folders:
+        rows |= of_run(folder)
+    names = list(next(iter(rows.values())))
+    lines = [[row, *(f"{found[n]:.3f}" for n in names)] for row, found in rows.items()]
+    print(tables.markdown(["on valid", *(n.replace("_", " ") for n in names)], lines))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--train"]:
+        train.main(sys.argv[2:], observe=similarity)
+    elif len(sys.argv) == 1 or sys.argv[1].startswith("-"):
+        sys.exit(__doc__)
+    else:
+        try:
+            main([Path(name) for name in sys.argv[1:]])
+        except (train.UserError, train.data.DataError) as error:
+            sys.exit(print(f"error: {error}", file=sys.stderr) or 2)
