@@ -161,10 +161,11 @@ class BERTs(nn.Module):
 
     A pre-trained encoder and a Dense layer. The paper does not say which of BERT's outputs the
     Dense layer takes: here the mean of the last layer over the true tokens ("mean") or its first
-    position ("cls"). Rows are encoded in chunks of like length, each cut to its own longest, so
-    that little of the work is padding.
+    position ("cls"). Sentences are packed end to end into a few rows, so that little of the work is
+    padding; each has its own positions and attends to itself alone.
 
-    bert: hub name or local folder for transformers.AutoModel, or an encoder module already made.
+    bert: hub name or local folder for transformers.AutoModel, or an encoder module already made. Of
+    another kind than BERT, it gets a row a sentence: others count positions in ways of their own.
     input_ids: (B, T) int64, right-padded, lengths: (B,) int64 on the CPU, each in 0..T (0: no
     words) -> (B, d).
     Raises OSError (from transformers) for a name or folder that holds no model.
@@ -176,7 +177,7 @@ class BERTs(nn.Module):
         d: int,
         pooling: str = "mean",
         dropout: float = 0.1,
-        spread: float = 1.3,
+        room: int = 64,
     ):
         super().__init__()
         if isinstance(bert, str):
@@ -185,45 +186,54 @@ class BERTs(nn.Module):
             bert = AutoModel.from_pretrained(bert)
         if getattr(bert, "pooler", None) is not None:
             bert.pooler = None  # serves next-sentence prediction; here it would get no gradient
-        self.bert, self.pooling, self.spread = bert, pooling, spread
+        self.bert, self.pooling = bert, pooling
+        self.room = room if bert.config.model_type == "bert" else 0
         self.dropout = nn.Dropout(dropout)
         self.dense = nn.Linear(bert.config.hidden_size, d)
 
     def forward(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
-        # One look-up for all chunks: the gradient of each is a matrix as tall as the vocabulary.
-        words = self.bert.get_input_embeddings()(input_ids)  # (B, T, D)
         pooled = self.dense.weight.new_zeros(len(input_ids), self.dense.in_features)
-        for rows in like_lengths(lengths, self.spread):
-            T = int(lengths[rows].max())
-            mask = (torch.arange(T) < lengths[rows, None]).to(input_ids.device)
-            rows = rows.to(input_ids.device)
-            encoded = self.bert(inputs_embeds=words[rows, :T], attention_mask=mask)
-            states = self.pool(encoded.last_hidden_state, mask)  # (chunk, D)
-            pooled = pooled.index_copy(0, rows, states.to(pooled.dtype))
+        if lengths.any():
+            sentence, position = (t.to(input_ids.device) for t in pack(lengths, self.room))
+            if self.room:
+                itself = sentence[:, None, :, None] == sentence[:, None, None, :]  # (R, 1, W, W)
+                where = {"attention_mask": itself, "position_ids": position}
+            else:
+                where = {"attention_mask": sentence >= 0}
+            states = self.bert(input_ids[sentence, position], **where).last_hidden_state
+            taken = (sentence >= 0) & (position == 0 if self.pooling == "cls" else True)
+            states, sentence = states[taken].to(pooled.dtype), sentence[taken]  # (taken, D)
+            number = sentence.bincount(minlength=len(pooled)).clamp(min=1)
+            pooled = pooled.index_add(0, sentence, states) / number[:, None]
         return self.dense(self.dropout(pooled))
 
-    def pool(self, states: Tensor, mask: Tensor) -> Tensor:
-        """states: (B, T, D), mask: (B, T) bool, at least one true in each row -> (B, D)"""
-        if self.pooling == "cls":
-            return states[:, 0]
-        mask = mask[:, :, None].to(states.dtype)
-        return (states * mask).sum(1) / mask.sum(1)
 
+def pack(lengths: Tensor, room: int) -> tuple[Tensor, Tensor]:
+    """First fit: which token of which sentence stands where in R rows.
 
-def like_lengths(lengths: Tensor, spread: float) -> list[Tensor]:
-    """Row numbers in chunks: the longest of a chunk is at most `spread` times its shortest, plus 1.
+    room: tokens in a row, or those of the longest sentence if it has more; 0: a row a sentence
 
-    lengths: (B,) int64 on the CPU; rows of length 0 are in no chunk -> [(rows,) int64, …]
+    lengths: (B,) int64 on the CPU, not all 0 -> sentence: (R, W) int64, -1 where there is none;
+    position in it: (R, W) int64, 0 where there is none
     """
-    chunks, longest = [], 0
-    for row in lengths.argsort(stable=True).tolist():
-        n = int(lengths[row])
-        if n > longest:
-            chunks.append([])
-            longest = spread * n + 1
-        if n:
-            chunks[-1].append(row)
-    return [torch.tensor(chunk) for chunk in chunks]
+    width, rows, free = max(room, int(lengths.max())), [], []
+    for i in lengths.argsort(descending=True, stable=True).tolist():
+        n = int(lengths[i])
+        if n == 0:
+            break
+        r = next((r for r, left in enumerate(free) if room and left >= n), len(rows))
+        if r == len(rows):
+            rows.append([])
+            free.append(width)
+        rows[r].append(i)
+        free[r] -= n
+    sentence = torch.full((len(rows), width - min(free)), -1)
+    position = torch.zeros_like(sentence)
+    for r, row in enumerate(rows):
+        used = width - free[r]
+        sentence[r, :used] = torch.tensor(row).repeat_interleave(lengths[row])
+        position[r, :used] = torch.cat([torch.arange(n) for n in lengths[row].tolist()])
+    return sentence, position
 
 
 # ── 3.3 Multimodal similarity learning: Eq. 4 ─────────────────────────────────────────────────────

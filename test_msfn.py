@@ -32,7 +32,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel
 
 import data
 import msfn
@@ -117,10 +117,10 @@ def tiny_bert(seed=0):
     return BertModel(BertConfig(**sizes, max_position_embeddings=16))
 
 
-@given(seeds, lengths_lists, st.integers(0, 3), st.sampled_from(["mean", "cls"]), st.floats(1, 3))
-def test_berts_read_each_sentence_as_if_alone(seed, lengths, extra, pooling, spread):
+@given(seeds, lengths_lists, st.integers(0, 3), st.sampled_from(["mean", "cls"]), st.integers(0, 9))
+def test_berts_read_each_sentence_as_if_alone(seed, lengths, extra, pooling, room):
     """Eq. 3: the mean, or the first, of the true tokens' last states; no words: the bias."""
-    block = msfn.BERTs(tiny_bert(), 7, pooling, spread=spread).double().eval()
+    block = msfn.BERTs(tiny_bert(), 7, pooling, room=room).double().eval()
     ids = torch.randint(
         0, 50, (len(lengths), max(lengths) + extra), generator=torch.Generator().manual_seed(seed)
     )
@@ -133,15 +133,29 @@ def test_berts_read_each_sentence_as_if_alone(seed, lengths, extra, pooling, spr
         close(x[i], block.dense(pooled))
 
 
-@given(lengths_lists, st.floats(1, 3))
-def test_like_lengths_share_a_chunk(lengths, spread):
-    chunks = msfn.like_lengths(torch.tensor(lengths), spread)
-    assert sorted(i for rows in chunks for i in rows.tolist()) == [
-        i for i, n in enumerate(lengths) if n
-    ]
-    for rows in chunks:
-        found = [lengths[i] for i in rows.tolist()]
-        assert max(found) <= spread * min(found) + 1
+@given(lengths_lists.filter(any), st.integers(0, 9))
+def test_packed_rows_hold_every_token_once(lengths, room):
+    sentence, position = msfn.pack(torch.tensor(lengths), room)
+    places = zip(sentence.flatten().tolist(), position.flatten().tolist(), strict=True)
+    held = [(i, t) for i, t in places if i >= 0]
+    assert sorted(held) == [(i, t) for i, n in enumerate(lengths) for t in range(n)]
+    assert sentence.shape[1] <= max(room, *lengths, 0)
+    if room == 0:
+        assert all(len(set(row) - {-1}) == 1 for row in sentence.tolist())
+    used = (sentence >= 0).sum(1)
+    assert room == 0 or all(n + m > room for n, m in itertools.combinations(used.tolist(), 2))
+
+
+def test_an_encoder_that_is_no_bert_reads_each_sentence_in_its_own_row():
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 50, "dim": 8, "n_layers": 1, "n_heads": 2, "hidden_dim": 12}
+    encoder = DistilBertModel(DistilBertConfig(**sizes, max_position_embeddings=16))
+    block = msfn.BERTs(encoder, 7).double().eval()
+    ids, lengths = torch.arange(18).view(3, 6), torch.tensor([4, 0, 6])
+    x = block(ids, lengths)
+    for i, n in ((0, 4), (2, 6)):
+        states = encoder(input_ids=ids[i : i + 1, :n]).last_hidden_state[0]
+        close(x[i], block.dense(states.mean(0)))
 
 
 def test_berts_leave_no_parameter_without_gradient():
@@ -2295,7 +2309,7 @@ def test_the_benchmark_pads_as_the_field_does_and_counts_real_positions():
     model = small_model()
     assert benchmark.real_positions([padded], model) == 1
     assert 0.5 < benchmark.real_positions([batch], model) <= 1
-    model.embeddings["l"].spread = 1000
+    model.embeddings["l"].room = 0
     n = batch.inputs["l"][1]
     close(benchmark.real_positions([batch], model), float(n[n > 0].float().mean() / n.max()))
 

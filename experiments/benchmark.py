@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import tables
 
 import train
-from msfn import MODALITIES, MSFN, attention_mask, like_lengths, task_loss, triplet_loss
+from msfn import MODALITIES, MSFN, attention_mask, pack, task_loss, triplet_loss
 
 # MMSA's MOSI files: the most frames, and the features of a frame
 SHAPES = {"aligned": {"a": (50, 5), "v": (50, 20)}, "unaligned": {"a": (375, 5), "v": (500, 20)}}
@@ -234,10 +234,9 @@ def compare(run: train.Run, config: train.Config, repeats: int) -> str:
 
 def real_positions(batches: list[train.data.Batch], model: MSFN) -> float:
     """The share of the token positions given to BERT that are no padding."""
-    lengths = [batch.inputs["l"][1] for batch in batches]
-    spread = model.embeddings["l"].spread
-    chunks = [n[rows] for n in lengths for rows in like_lengths(n, spread)]
-    return sum(int(n.sum()) for n in chunks) / sum(len(n) * int(n.max()) for n in chunks)
+    room = model.embeddings["l"].room
+    rows = [pack(batch.inputs["l"][1], room)[0] for batch in batches]
+    return sum(int((row >= 0).sum()) for row in rows) / sum(row.numel() for row in rows)
 
 
 def outside(run: train.Run, config: train.Config, optimizer) -> float:
@@ -284,6 +283,7 @@ def main():
     parser.add_argument("--mosi", type=Path, metavar="CSV", help="MOSI's texts, labels and times")
     parser.add_argument("--shapes", choices=SHAPES, default="aligned", help="for --mosi (aligned)")
     parser.add_argument("--base", action="store_true", help="BERT-base's size, random weights")
+    parser.add_argument("--no-growth", action="store_true", help="without the last table")
     parser.add_argument("--repeats", type=int, default=10, help="batches compared (10)")
     parser.add_argument("options", nargs="*", help="after --: train.py's own options")
     typed = parser.parse_args()
@@ -305,7 +305,8 @@ def main():
             f"amp {config.amp}\n"
         )
         print(compare(run, config, typed.repeats), end="\n\n", flush=True)
-        print(growth(run, config))
+        if not typed.no_growth:
+            print(growth(run, config))
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def add_observed(runs: Path, row: str, results: list[dict]):
     for seed, found in enumerate(results):
         log = tables.folder_of(runs, row, seed) / "metrics.jsonl"
         lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-        found["observed"] = lines[found["epoch"]]["observed"]
+        found["observed"] = lines[found["epoch"]].get("observed", {})
 
 
 def main():
