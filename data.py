@@ -723,11 +723,10 @@ class Batches(torch.utils.data.Sampler):
     """Lists of indices with every segment in one of them; a pure function of (seed, epoch).
 
     whole_videos: no video is divided, since Eq. 13 attends within it; one longer than batch_size is
-        a batch of its own. Otherwise segments of like length go together: little padding.
+        a batch of its own.
     """
 
     def __init__(self, segments, batch_size, whole_videos, shuffle, seed):
-        self.lengths = np.array([len(ids) for ids in segments.tokens])
         self.video, self.batch_size, self.whole_videos = segments.video, batch_size, whole_videos
         self.shuffle, self.seed, self.epoch = shuffle, seed, 0
 
@@ -757,11 +756,10 @@ class Batches(torch.utils.data.Sampler):
         return batches
 
     def _cut(self, rng):
-        """Sorted by length, where a token of noise makes each epoch different, and cut."""
-        noise = rng.uniform(-1, 1, len(self.lengths)) if rng else 0
-        order = np.argsort(self.lengths + noise, kind="stable").tolist()
-        batches = [order[k : k + self.batch_size] for k in range(0, len(order), self.batch_size)]
-        return [batches[k] for k in rng.permutation(len(batches))] if rng else batches
+        order = np.arange(len(self.video)) if rng is None else rng.permutation(len(self.video))
+        return [
+            order[k : k + self.batch_size].tolist() for k in range(0, len(order), self.batch_size)
+        ]
 
 
 # --- A corpus that needs no file -----------------------------------------------------------------

@@ -289,6 +289,7 @@ def main():
     typed = parser.parse_args()
     own = train.build_parser()
     options = vars(own.parse_args(typed.options))
+    print(triplets(), end="\n\n", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         if typed.mosi:
             options |= {"dataset": "mosi"}
@@ -298,7 +299,6 @@ def main():
         if typed.base:
             options["bert"] = str(bert_base(options.get("bert"), Path(folder)))
         config = train.configure(options, own)
-        print(triplets(), end="\n\n", flush=True)
         run = train.prepare(config)
         print(
             f"\n{run.device}, {torch.get_num_threads()} threads, batch {config.batch_size}, "
