@@ -297,7 +297,7 @@ def main():
         elif "data" not in options:
             options.setdefault("dataset", "synthetic")
         if typed.base:
-            options["bert"] = str(bert_base(options.get("bert"), Path(folder)))
+            options["bert"] = str(bert_base(options.get("bert", train.Config.bert), Path(folder)))
         config = train.configure(options, own)
         run = train.prepare(config)
         print(

@@ -38,6 +38,7 @@ READINGS = {  # name: (what it reads, train.py's options)
     "alpha-1": ("α = 1", "--alpha 1"),
     "alpha-5": ("α = 5", "--alpha 5"),
     "beta-0": ("β = 0", "--beta 0"),
+    "gamma-0": ("γ = 0", "--gamma 0"),
     "plain": ("α = β = γ = 0", "--alpha 0 --beta 0 --gamma 0"),
     "text": ("text alone", "--modalities l"),
     "text-plain": ("text alone, α = β = γ = 0", "--modalities l --alpha 0 --beta 0 --gamma 0"),
