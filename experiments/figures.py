@@ -2,7 +2,8 @@
 
     python experiments/figures.py runs/NAME
 
-curves.png: each loss of Eq. 16, D(real) and D(fake), and the valid metrics, epoch by epoch.
+curves.png: each loss of Eq. 16, D(real) and D(fake), and the valid metrics, epoch by epoch; for a run
+of similarity.py also how far apart the modalities are.
 predictions.png: predictions against labels, on valid.
 features.png: x and h of the three modalities in the plane of their first two principal components,
 before and after training, by modality and by sentiment, on valid: what L^a and L^d are to change.
@@ -44,7 +45,13 @@ def curves(folder: Path, config: train.Config):
         "D(real), D(fake); chance 0.5": [("train", "d_real"), ("train", "d_fake")],
         "MAE and Corr on valid": [("valid", "mae"), ("valid", "corr")],
     }
-    figure, axes = pyplot.subplots(2, 3, figsize=(12, 6), layout="constrained")
+    if all("observed" in entry for entry in log):  # a run of similarity.py
+        panels |= {
+            "CMD between the modalities": [("observed", "x_cmd"), ("observed", "h_cmd")],
+            "probe; triplets violated": [("observed", "h_probe"), ("observed", "violated")],
+        }
+    columns = len(panels) // 2
+    figure, axes = pyplot.subplots(2, columns, figsize=(4 * columns, 6), layout="constrained")
     for axis, (title, series) in zip(axes.flat, panels.items(), strict=True):
         for part, name in series:
             axis.plot(epochs, [entry[part][name] for entry in log], marker=".", label=name)
