@@ -1974,7 +1974,7 @@ def test_what_a_user_does_wrong_ends_in_one_sentence(argv, said, tmp_path, monke
     ],
 )
 def test_how_a_run_ends(raised, code, said, monkeypatch, capsys):
-    def ends(argv):
+    def ends(*_):
         raise raised
 
     monkeypatch.setattr(train, "run_command", ends)

@@ -789,7 +789,7 @@ def run_command(argv: list[str] | None, observe=None):
 
 
 def main(argv: list[str] | None = None, observe=None):
-    """observe: see `train`. Exit code 2 and one line for what the user can mend, 130 for a run that was stopped."""
+    """Exit code 2 and one line for what the user can mend, 130 for a run that was stopped."""
     try:
         run_command(argv, observe)
     except (data.DataError, UserError) as error:
