@@ -194,17 +194,21 @@ class BERTs(nn.Module):
     def forward(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
         pooled = self.dense.weight.new_zeros(len(input_ids), self.dense.in_features)
         if lengths.any():
-            sentence, position = (t.to(input_ids.device) for t in pack(lengths, self.room))
+            # What goes where is found on the CPU: a GPU need not be waited for.
+            sentence, position = pack(lengths, self.room)
+            whole = self.pooling == "mean"
+            taken = (sentence >= 0) & (whole | (position == 0))  # (R, W)
+            number = lengths.clamp(min=1) if whole else torch.ones_like(lengths)  # of states each
+            parts = sentence, position, taken.flatten().nonzero()[:, 0], sentence[taken], number
+            sentence, position, where, whose, number = (t.to(input_ids.device) for t in parts)
             if self.room:
                 itself = sentence[:, None, :, None] == sentence[:, None, None, :]  # (R, 1, W, W)
-                where = {"attention_mask": itself, "position_ids": position}
+                limits = {"attention_mask": itself, "position_ids": position}
             else:
-                where = {"attention_mask": sentence >= 0}
-            states = self.bert(input_ids[sentence, position], **where).last_hidden_state
-            taken = (sentence >= 0) & (position == 0 if self.pooling == "cls" else True)
-            states, sentence = states[taken].to(pooled.dtype), sentence[taken]  # (taken, D)
-            number = sentence.bincount(minlength=len(pooled)).clamp(min=1)
-            pooled = pooled.index_add(0, sentence, states) / number[:, None]
+                limits = {"attention_mask": sentence >= 0}
+            states = self.bert(input_ids[sentence, position], **limits).last_hidden_state
+            states = states.flatten(0, 1)[where].to(pooled.dtype)  # (states taken, D)
+            pooled = pooled.index_add(0, whose, states) / number[:, None]
         return self.dense(self.dropout(pooled))
 
 
