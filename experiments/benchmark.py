@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections import defaultdict
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -45,9 +46,15 @@ TEXT_AT_MOST = 50  # to which the field pads every text
 def mosi_shaped(labels: Path, shapes: str, folder: Path) -> Path:
     """A file of MMSA's format: true texts, labels and lengths, random features."""
     rng, parts = np.random.default_rng(0), defaultdict(list)
-    with open(labels, newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            parts[row["mode"]].append(row)
+    try:
+        with open(labels, newline="", encoding="utf-8") as file:
+            table = list(csv.DictReader(file))
+    except OSError as error:
+        raise train.UserError(f"--mosi {labels}: {error.strerror}") from None
+    if missing := {"mode", "video_id", "clip_id", "text", "label", "start", "end"} - set(table[0] if table else ()):
+        raise train.UserError(f"--mosi {labels} has no column {', '.join(sorted(missing))}")
+    for row in table:
+        parts[row["mode"]].append(row)
     content = {}
     for split, rows in parts.items():
         part = content[split] = {
@@ -155,7 +162,7 @@ def of_length(batch: train.data.Batch, T: int) -> train.data.Batch:
 
 
 def triplets() -> str:
-    """Eq. 9, forward and backward. Called first, since a process's peak memory never sinks."""
+    """Eq. 9, forward and backward; for a process of its own, since peak memory never sinks."""
     rows, cpu = [], torch.device("cpu")
     before = peak_memory(cpu)
     for B in (1024, 2048, 4096):
@@ -289,7 +296,8 @@ def main():
     typed = parser.parse_args()
     own = train.build_parser()
     options = vars(own.parse_args(typed.options))
-    print(triplets(), end="\n\n", flush=True)
+    with get_context("spawn").Pool(1) as pool:
+        print(pool.apply(triplets), end="\n\n", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         if typed.mosi:
             options |= {"dataset": "mosi"}
