@@ -51,7 +51,9 @@ def mosi_shaped(labels: Path, shapes: str, folder: Path) -> Path:
             table = list(csv.DictReader(file))
     except OSError as error:
         raise train.UserError(f"--mosi {labels}: {error.strerror}") from None
-    if missing := {"mode", "video_id", "clip_id", "text", "label", "start", "end"} - set(table[0] if table else ()):
+    if missing := {"mode", "video_id", "clip_id", "text", "label", "start", "end"} - set(
+        table[0] if table else ()
+    ):
         raise train.UserError(f"--mosi {labels} has no column {', '.join(sorted(missing))}")
     for row in table:
         parts[row["mode"]].append(row)
