@@ -48,12 +48,11 @@ def mosi_shaped(labels: Path, shapes: str, folder: Path) -> Path:
     rng, parts = np.random.default_rng(0), defaultdict(list)
     try:
         with open(labels, newline="", encoding="utf-8") as file:
-            table = list(csv.DictReader(file))
+            reader = csv.DictReader(file)
+            table, columns = list(reader), set(reader.fieldnames or ())
     except OSError as error:
         raise train.UserError(f"--mosi {labels}: {error.strerror}") from None
-    if missing := {"mode", "video_id", "clip_id", "text", "label", "start", "end"} - set(
-        table[0] if table else ()
-    ):
+    if missing := {"mode", "video_id", "clip_id", "text", "label", "start", "end"} - columns:
         raise train.UserError(f"--mosi {labels} has no column {', '.join(sorted(missing))}")
     for row in table:
         parts[row["mode"]].append(row)
