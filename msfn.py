@@ -52,8 +52,8 @@ def option(default, help: str, choices: tuple = ()):
 class MSFNConfig:
     """Table 1 (MOSI's column by default) and one field for each choice that the paper leaves open.
 
-    Raises ValueError, naming field and value, for a choice that does not exist or a size that is
-    not positive.
+    Raises ValueError, naming field and value, for a choice that does not exist, a size or learning
+    rate that is not positive, or a dropout rate outside [0, 1).
     """
 
     d: int = option(128, "d: width shared by all modalities")
@@ -95,6 +95,10 @@ class MSFNConfig:
         for name in ("d", "batch_size", "lstm_width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be positive, not {self.learning_rate}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, not {self.dropout}")
 
     @classmethod
     def preset(cls, dataset: str, /, **typed) -> "MSFNConfig":
@@ -148,6 +152,7 @@ class LSTMs(nn.Module):
                 self.back: (last[:, None] - steps).clamp(min=0),  # last, …, 1, 0, 0, …
             }
             rows, every = rows.to(X.device), torch.arange(len(rows), device=X.device)
+            # Not packed: on a CPU the backward pass of a packed LSTM takes time quadratic in T.
             states = [
                 lstm(X[rows[:, None], order])[0][every, last]  # (rows, width)
                 for lstm, order in orders.items()

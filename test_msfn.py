@@ -605,7 +605,15 @@ def test_presets_are_table_1():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"adversarial": "hinge"}, {"d": 0}, {"attention": "all"}, {"classes": "five"}]
+    "wrong",
+    [
+        {"adversarial": "hinge"},
+        {"d": 0},
+        {"attention": "all"},
+        {"classes": "five"},
+        {"learning_rate": -1.0},
+        {"dropout": 2.0},
+    ],
 )
 def test_config_names_what_is_wrong(wrong):
     (name, value), *_ = wrong.items()
@@ -1952,6 +1960,7 @@ def test_typed_beats_preset_beats_default():
         ("--dataset synthetic --device cpu:x", "cpu:x"),
         ("--dataset synthetic --modalities aw", "aw"),
         ("--dataset synthetic --epochs 0", "epochs"),
+        ("--dataset synthetic --bert-learning-rate -1", "bert_learning_rate"),
         ("--dataset synthetic --attention all", "all"),
         ("--dataset imdb", "imdb"),
     ],

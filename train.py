@@ -54,8 +54,8 @@ class Config(MSFNConfig):
     labels: str | None = option(None, "CSV with the text of a file that holds none")
     modalities: str = option("avl", "subset of avl; the others become empty sequences")
     epochs: int = option(12, "epochs at most")
-    bert_learning_rate: float | None = option(None, "of BERT's weights; else r, as printed")
     patience: int = option(5, "stop after so many epochs without a better valid MAE")
+    bert_learning_rate: float | None = option(None, "of BERT's weights; else r, as printed")
     clip: float = option(1.0, "largest gradient norm of each side of the game")
     seed: int = option(0, "seed of weights, dropout and batches")
     grad_accum: int = option(1, "batches a step; Eqs. 5–10 and 13 see one batch at a time")
@@ -74,6 +74,8 @@ class Config(MSFNConfig):
         for name in ("epochs", "patience", "grad_accum"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not (self.bert_learning_rate is None or self.bert_learning_rate > 0):
+            raise ValueError(f"bert_learning_rate must be positive, not {self.bert_learning_rate}")
         for name in ("data", "labels", "bert"):  # a resumed run finds them from anywhere
             if getattr(self, name) and Path(getattr(self, name)).exists():
                 setattr(self, name, str(Path(getattr(self, name)).resolve()))

@@ -38,7 +38,6 @@ from msfn import MODALITIES, MSFN, attention_mask, pack, task_loss, triplet_loss
 
 # MMSA's MOSI files: the most frames, and the features of a frame
 SHAPES = {"aligned": {"a": (50, 5), "v": (50, 20)}, "unaligned": {"a": (375, 5), "v": (500, 20)}}
-FRAMES = ("a", "v")
 FRAMES_A_SECOND = 30  # of the unaligned features; the aligned ones have a frame a word
 TEXT_AT_MOST = 50  # to which the field pads every text
 
@@ -185,7 +184,7 @@ def some_batches(run: train.Run, config: train.Config, number: int) -> list[trai
 def compare(run: train.Run, config: train.Config, repeats: int) -> str:
     """The step, its parts, its floor, and the same model as the field runs it."""
     model, split = run.model.train(), run.segments["train"].split
-    longest = {m: max(len(x) for x in split.sequences[m]) for m in FRAMES}
+    longest = {m: max(len(x) for x in split.sequences[m]) for m in train.data.FRAMES}
     optimizer, clock = train.make_optimizer(run, config), Clock(run.device)
     unfused = torch.optim.Adam(model.parameter_groups(), lr=config.learning_rate)
     batches = some_batches(run, config, repeats)

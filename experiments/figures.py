@@ -14,7 +14,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import torch
 from safetensors.torch import load_file
 
 try:
@@ -26,8 +25,9 @@ except ImportError:
     sys.exit(print("error: figures need matplotlib: pip install matplotlib", file=sys.stderr) or 2)
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import similarity
+
 import train
-from msfn import MODALITIES
 
 NAMES = {"a": "audio", "v": "visual", "l": "language"}
 COLOURS = {"a": "tab:orange", "v": "tab:green", "l": "tab:blue"}
@@ -45,7 +45,7 @@ def curves(folder: Path, config: train.Config):
         "D(real), D(fake); chance 0.5": [("train", "d_real"), ("train", "d_fake")],
         "MAE and Corr on valid": [("valid", "mae"), ("valid", "corr")],
     }
-    if all("observed" in entry for entry in log):  # a run of similarity.py
+    if all("h_cmd" in entry.get("observed", {}) for entry in log):  # a run of similarity.py
         panels |= {
             "CMD between the modalities": [("observed", "x_cmd"), ("observed", "h_cmd")],
             "probe; triplets violated": [("observed", "h_probe"), ("observed", "violated")],
@@ -61,19 +61,10 @@ def curves(folder: Path, config: train.Config):
     figure.savefig(folder / "curves.png", dpi=120)
 
 
-@torch.no_grad()
 def features(run: train.Run, config: train.Config) -> dict[str, dict[str, np.ndarray]]:
     """{"x" | "h": {m: (N_m, d)}} and {"y": {m: (N_m,)}} of the valid segments that have m"""
-    run.model.eval()
-    found = {name: {m: [] for m in MODALITIES} for name in ("x", "h", "y")}
-    for batch in train.loader(run.segments["valid"], config):
-        batch = train.to_device(batch, run.device)
-        output = run.model(batch.inputs, batch.video)
-        for m in MODALITIES:
-            rows = batch.inputs[m][1].nonzero().squeeze(1).to(run.device)
-            for name, values in (("x", output.x[m]), ("h", output.h[m]), ("y", batch.y)):
-                found[name][m].append(values[rows].cpu().numpy())
-    return {k: {m: np.concatenate(v) for m, v in part.items()} for k, part in found.items()}
+    found = similarity.embed(run, config)
+    return {name: {m: v.numpy() for m, v in part.items()} for name, part in found.items()}
 
 
 def plane(by_modality: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -89,8 +80,7 @@ def draw_features(folder: Path, before: dict, after: dict):
     pairs = [(when, part) for part in ("x", "h") for when in ("before", "after")]
     for column, (when, part) in enumerate(pairs):
         source = {"before": before, "after": after}[when]
-        points = {m: p for m, p in plane(source[part]).items() if len(p)}
-        for m, p in points.items():
+        for m, p in plane(source[part]).items():
             axes[0, column].scatter(*p.T, s=9, alpha=0.6, c=COLOURS[m], label=NAMES[m])
             colours = {"c": source["y"][m], "cmap": "coolwarm", "vmin": -3, "vmax": 3}
             shown = axes[1, column].scatter(*p.T, s=9, **colours)

@@ -1,15 +1,16 @@
 """Do the modalities become alike, and does equal sentiment come near? Measured on valid.
 
-    python experiments/similarity.py runs/NAME ...                       # before training, and at the best epoch
-    python experiments/similarity.py --train --dataset mosi --alpha 1    # train.py, measured at each epoch
+    python experiments/similarity.py runs/NAME ...              # before training, at the best epoch
+    python experiments/similarity.py --train --dataset mosi     # train.py, measured at each epoch
 
-The paper says that L^a makes the modalities' features alike and that L^d keeps equal sentiment together,
-and shows neither. Of x (Eqs. 1–3) and of h (Eq. 4):
+The paper says that L^a makes the modalities' features alike and that L^d keeps equal sentiment
+together, and shows neither. Of x (Eqs. 1–3) and of h (Eq. 4):
 
-    probe   accuracy of a fresh linear probe that tells the modalities apart on videos it was not fitted
-            on; chance is 1 / the number of modalities
+    probe   accuracy of a fresh linear probe that tells the modalities apart on videos that it was
+            not fitted on; chance is 1 / the number of modalities
     cmd     central moment discrepancy of each two modalities, their mean (the paper's ref. 19)
-    spread  mean distance of a modality's features from their mean: a gap closes also if all is one point
+    spread  mean distance of a modality's features from their mean: a gap closes also if all of
+            them become one point
 
 and of h, over the triplets of Eq. 9 inside each modality:
 
@@ -41,11 +42,14 @@ from msfn import MODALITIES, sentiment_classes
 
 
 @torch.no_grad()
-def embed(run: train.Run, config: train.Config, split: str = "valid") -> dict[str, dict]:
-    """{"x", "h", "y", "video"}: {m: of the segments that have modality m}; h and x (N_m, d)"""
+def embed(run: train.Run, config: train.Config) -> dict[str, dict[str, Tensor]]:
+    """{"x", "h", "y", "video"}: {m: of the valid segments that have m}; x and h: (N_m, d)
+
+    A modality that no segment has is in none of them.
+    """
     run.model.eval()
     found = {name: {m: [] for m in MODALITIES} for name in ("x", "h", "y", "video")}
-    for batch in train.loader(run.segments[split], config):
+    for batch in train.loader(run.segments["valid"], config):
         batch = train.to_device(batch, run.device)
         output = run.model(batch.inputs, batch.video)
         for m in MODALITIES:
@@ -163,8 +167,11 @@ def main(folders: list[Path]):
     rows = {}
     for folder in folders:
         rows |= of_run(folder)
-    names = list(next(iter(rows.values())))
-    lines = [[row, *(f"{found[n]:.3f}" for n in names)] for row, found in rows.items()]
+    names = list(dict.fromkeys(name for found in rows.values() for name in found))
+    lines = [
+        [row, *(f"{found[n]:.3f}" if n in found else "–" for n in names)]
+        for row, found in rows.items()
+    ]
     print(tables.markdown(["on valid", *(n.replace("_", " ") for n in names)], lines))
 
 

@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import train
 
+TRAIN = [str(ROOT / "train.py")]
 COLUMNS = ("acc2_non0", "f1_non0", "acc2_has0", "f1_has0", "mae", "corr", "acc7", "acc5")
 HEADS = ("Acc-2 non0", "F1 non0", "Acc-2 has0", "F1 has0", "MAE", "Corr", "Acc-7", "Acc-5")
 
@@ -57,9 +58,6 @@ T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 
 def folder_of(runs: Path, row: str, seed: int) -> Path:
     """One folder a row and seed, named so that `--from` finds it."""
     return runs / f"{row.replace(' ', '_').replace(',', '')}-seed{seed}"
-
-
-TRAIN = [str(ROOT / "train.py")]
 
 
 def run(folder: Path, argv: list[str], threads: int, script: list[str] = TRAIN):
