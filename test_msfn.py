@@ -2299,6 +2299,11 @@ def test_readings_change_one_thing_and_show_the_difference(tmp_path, monkeypatch
     said = capsys.readouterr().out
     assert "| 0.850 ± 0.071 |  | 0.700 ± 0.000 |" in said and "| 0.100 ± 0.000 |" in said
     assert "| Eq. 3: [CLS] | – | 0.90 |" in said
+    for path in tmp_path.rglob("results.json"):  # as after --no-test
+        found = json.loads(path.read_text())
+        path.write_text(json.dumps({name: found[name] for name in ("epoch", "valid")}))
+    readings.main()
+    assert "| 2 seeds | valid MAE | valid − default | valid Corr |\n" in capsys.readouterr().out
 
 
 def test_the_benchmark_pads_as_the_field_does_and_counts_real_positions():
@@ -2325,6 +2330,10 @@ def test_the_benchmark_writes_a_file_of_mmsa(tmp_path):
         path = script("benchmark").mosi_shaped(tmp_path / "label.csv", shapes, tmp_path)
         split = data.read(path)["train"]
         assert [len(split.frames("v", i)) for i in range(3)] == lengths
+    rows[2][4] = "good"
+    (tmp_path / "label.csv").write_text("\n".join(",".join(map(str, row)) for row in rows))
+    with pytest.raises(train.UserError, match=r"label\.csv, train: .*'good'"):
+        script("benchmark").mosi_shaped(tmp_path / "label.csv", "aligned", tmp_path)
 
 
 def test_figures_without_matplotlib_say_so(monkeypatch, capsys):

@@ -49,8 +49,8 @@ def mosi_shaped(labels: Path, shapes: str, folder: Path) -> Path:
         with open(labels, newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
             table, columns = list(reader), set(reader.fieldnames or ())
-    except OSError as error:
-        raise train.UserError(f"--mosi {labels}: {error.strerror}") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise train.UserError(f"--mosi {labels} cannot be read: {error}") from None
     if missing := {"mode", "video_id", "clip_id", "text", "label", "start", "end"} - columns:
         raise train.UserError(f"--mosi {labels} has no column {', '.join(sorted(missing))}")
     for row in table:
@@ -60,11 +60,17 @@ def mosi_shaped(labels: Path, shapes: str, folder: Path) -> Path:
         part = content[split] = {
             "raw_text": [row["text"] for row in rows],
             "id": [f"{row['video_id']}$_${row['clip_id']}" for row in rows],
-            "regression_labels": np.array([float(row["label"]) for row in rows], np.float32),
         }
-        seconds = np.array([float(row["end"]) - float(row["start"]) for row in rows])
+        try:
+            label, start, end = (
+                np.array([row[key] for row in rows], np.float32)
+                for key in ("label", "start", "end")
+            )
+        except ValueError as error:
+            raise train.UserError(f"--mosi {labels}, {split}: {error}") from None
+        part["regression_labels"] = label
         words = np.array([len(row["text"].split()) for row in rows])
-        frames = words if shapes == "aligned" else (FRAMES_A_SECOND * seconds).astype(int)
+        frames = words if shapes == "aligned" else (FRAMES_A_SECOND * (end - start)).astype(int)
         for name, (T, d) in zip(("audio", "vision"), SHAPES[shapes].values(), strict=True):
             lengths = part[f"{name}_lengths"] = frames.clip(1, T)
             values = part[name] = rng.normal(size=(len(rows), T, d)).astype(np.float32)

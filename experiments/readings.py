@@ -5,8 +5,9 @@
     python experiments/readings.py --list
 
 What follows `--` goes to train.py as it is. Runs are measured at each epoch by similarity.py, choose
-their epoch on valid and read test once; finished ones are not run again. The default of a reading is
-what the valid columns support; within noise the paper's print wins.
+their epoch on valid and read test once (never after `-- --no-test`); finished ones are not run
+again. The default of a reading is what the valid columns support; within noise the paper's print
+wins.
 """
 
 import argparse
@@ -57,9 +58,10 @@ SIMILARITY = [str(tables.ROOT / "experiments" / "similarity.py"), "--train"]
 def metrics_table(results: dict[str, list[dict]]) -> str:
     """Mean ± standard deviation; and in MAE the paired difference from the first row."""
     rows, base = [], next(iter(results))
+    splits = [s for s in ("valid", "test") if all(s in run for r in results.values() for run in r)]
     for row, runs in results.items():
         cells = []
-        for split in ("valid", "test"):
+        for split in splits:
             for c in ("mae", "corr"):
                 values = [run[split][c] for run in runs]
                 cells.append(tables.cell(c, values, statistics.stdev(values)))
@@ -67,7 +69,7 @@ def metrics_table(results: dict[str, list[dict]]) -> str:
                     those = [run[split][c] for run in results[base]]
                     cells.append("" if row == base else tables.paired(c, values, those))
         rows.append([READINGS[row][0], *cells])
-    names = [f"{split} {c}" for split in ("valid", "test") for c in ("MAE", "− default", "Corr")]
+    names = [f"{split} {c}" for split in splits for c in ("MAE", "− default", "Corr")]
     return tables.markdown([f"{len(results[base])} seeds", *names], rows)
 
 

@@ -178,6 +178,8 @@ def main():
     parser.add_argument("--from", type=Path, dest="source", help="only read what is in this folder")
     parser.add_argument("options", nargs="*", help="after --: train.py's own options")
     typed = parser.parse_args()
+    if "--no-test" in typed.options:
+        parser.error("the tables are of the test split: leave --no-test out")
     dataset = "mosei" if typed.table == 3 else "mosi"
     rows, seeds = (list(ROWS) if typed.table == 4 else ["MSFN"]), range(typed.seeds)
     runs = typed.source or typed.runs / dataset
