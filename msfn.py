@@ -4,16 +4,17 @@ Paper: *Multimodal Similarity Fusion Network for Multimodal Sentiment Analysis*,
 Journal of Engineering Science Invention, DOI 10.35629/6734-12035360. Read this file beside it, from
 Eq. 1 to Eq. 16.
 
-    X_a ─ LSTMs (1) ─┐        ┌─ Discriminator (5–8) ── L^a
-    X_v ─ LSTMs (2) ─┼─ x_m ── Generator (4) ── h_m ─┼─ triplet_loss (9, 10) ──── L^d
-    X_l ─ BERTs (3) ─┘        ├─ Decoder (11) ── x̂_m ── L^rl (12)
-                              └─ SelfAttention (13, 14) ─ FusionPredictor ─ ŷ ─ L^task (15)
+    X_a ─ LSTMs (1) ─┐                              ┌─ Discriminator (5–7) ─ L^a (8)
+    X_v ─ LSTMs (2) ─┼─ x_m ─ Generator (4) ─ h_m ──┼─ triplet_loss (9) ─ L^d (10)
+    X_l ─ BERTs (3) ─┘                              ├─ Decoder (11) ─ x̂_m ─ L^rl (12)
+                                                    └─ SelfAttention (13, 14) ─ F_m
+                                    F = [F_a, F_v, F_l] ─ FusionPredictor ─ ŷ ─ L^task (15)
 
 Glossary (code, paper, meaning):
 
     m, k            m, k            a modality: "a" audio, "v" visual, "l" language
     inputs[m]       X_m             what modality m brings: (padded sequences, their true lengths)
-    B               N               segments in the batch
+    B               N               segments in the batch (which N Eq. 13 means: attention_mask)
     T, d_m          –, d_m          length of the longest sequence; width of a raw feature
     d               d               width that all modalities share after the embedding
     x[m]            x_m             embedded segment, (B, d)
@@ -24,8 +25,9 @@ Glossary (code, paper, meaning):
     alpha, beta, gamma  α, β, γ     weights of L^a, L^d, L^rl in Eq. 16
     margin          δ               margin of the triplet loss
 
-Every component stands alone: copy it into another project and import torch. Where the code differs
-from the print, `Paper:` / `Here:` / `Why:` say so on the spot.
+Every component can be copied into another project: the losses need torch and, where they call it,
+`mean`; BERTs needs `pack` and transformers. Where the code differs from the print, `Paper:` /
+`Here:` / `Why:` say so on the spot.
 """
 
 import json
@@ -136,8 +138,8 @@ class LSTMs(nn.Module):
 
     def __init__(self, d_m: int, d: int, width: int = 64, dropout: float = 0.1):
         super().__init__()
-        self.ahead = nn.LSTM(d_m, width, batch_first=True)
-        self.back = nn.LSTM(d_m, width, batch_first=True)
+        self.forward_lstm = nn.LSTM(d_m, width, batch_first=True)
+        self.backward_lstm = nn.LSTM(d_m, width, batch_first=True)
         self.dropout = nn.Dropout(dropout)
         self.dense = nn.Linear(2 * width, d)
 
@@ -148,8 +150,8 @@ class LSTMs(nn.Module):
             last = (lengths[rows] - 1).to(X.device)
             steps = torch.arange(int(lengths.max()), device=X.device)
             orders = {  # (rows, T): the frames as each direction reads them
-                self.ahead: steps.minimum(last[:, None]),  # 0, 1, …, last, last, …
-                self.back: (last[:, None] - steps).clamp(min=0),  # last, …, 1, 0, 0, …
+                self.forward_lstm: steps.minimum(last[:, None]),  # 0, 1, …, last, last, …
+                self.backward_lstm: (last[:, None] - steps).clamp(min=0),  # last, …, 1, 0, 0, …
             }
             rows, every = rows.to(X.device), torch.arange(len(rows), device=X.device)
             # Not packed: on a CPU the backward pass of a packed LSTM takes time quadratic in T.
@@ -171,9 +173,11 @@ class BERTs(nn.Module):
 
     bert: hub name or local folder for transformers.AutoModel, or an encoder module already made. Of
     another kind than BERT, it gets a row a sentence: others count positions in ways of their own.
+    row_length: tokens in a packed row, more only where a sentence has more.
     input_ids: (B, T) int64, right-padded, lengths: (B,) int64 on the CPU, each in 0..T (0: no
-    words) -> (B, d).
-    Raises OSError (from transformers) for a name or folder that holds no model.
+    words) -> (B, d) float.
+    Raises ValueError for another pooling, IndexError for a length > T, and OSError (from
+    transformers) for a name or folder that holds no model.
     """
 
     def __init__(
@@ -182,9 +186,11 @@ class BERTs(nn.Module):
         d: int,
         pooling: str = "mean",
         dropout: float = 0.1,
-        room: int = 64,
+        row_length: int = 64,
     ):
         super().__init__()
+        if pooling not in ("mean", "cls"):
+            raise ValueError(f"pooling must be 'mean' or 'cls', not {pooling!r}")
         if isinstance(bert, str):
             from transformers import AutoModel
 
@@ -192,7 +198,7 @@ class BERTs(nn.Module):
         if getattr(bert, "pooler", None) is not None:
             bert.pooler = None  # serves next-sentence prediction; here it would get no gradient
         self.bert, self.pooling = bert, pooling
-        self.room = room if bert.config.model_type == "bert" else 0
+        self.row_length = row_length if bert.config.model_type == "bert" else 0
         self.dropout = nn.Dropout(dropout)
         self.dense = nn.Linear(bert.config.hidden_size, d)
 
@@ -200,13 +206,13 @@ class BERTs(nn.Module):
         pooled = self.dense.weight.new_zeros(len(input_ids), self.dense.in_features)
         if lengths.any():
             # What goes where is found on the CPU: a GPU need not be waited for.
-            sentence, position = pack(lengths, self.room)
+            sentence, position = pack(lengths, self.row_length)
             whole = self.pooling == "mean"
             taken = (sentence >= 0) & (whole | (position == 0))  # (R, W)
             number = lengths.clamp(min=1) if whole else torch.ones_like(lengths)  # of states each
             parts = sentence, position, taken.flatten().nonzero()[:, 0], sentence[taken], number
             sentence, position, where, whose, number = (t.to(input_ids.device) for t in parts)
-            if self.room:
+            if self.row_length:
                 itself = sentence[:, None, :, None] == sentence[:, None, None, :]  # (R, 1, W, W)
                 limits = {"attention_mask": itself, "position_ids": position}
             else:
@@ -217,20 +223,21 @@ class BERTs(nn.Module):
         return self.dense(self.dropout(pooled))
 
 
-def pack(lengths: Tensor, room: int) -> tuple[Tensor, Tensor]:
+def pack(lengths: Tensor, row_length: int) -> tuple[Tensor, Tensor]:
     """First fit: which token of which sentence stands where in R rows.
 
-    room: tokens in a row, or those of the longest sentence if it has more; 0: a row a sentence
+    row_length: tokens in a row, or those of the longest sentence if it has more; 0: a row a
+    sentence
 
     lengths: (B,) int64 on the CPU, not all 0 -> sentence: (R, W) int64, -1 where there is none;
     position in it: (R, W) int64, 0 where there is none
     """
-    width, rows, free = max(room, int(lengths.max())), [], []
+    width, rows, free = max(row_length, int(lengths.max())), [], []
     for i in lengths.argsort(descending=True, stable=True).tolist():
         n = int(lengths[i])
         if n == 0:
             break
-        r = next((r for r, left in enumerate(free) if room and left >= n), len(rows))
+        r = next((r for r, left in enumerate(free) if row_length and left >= n), len(rows))
         if r == len(rows):
             rows.append([])
             free.append(width)
@@ -253,7 +260,7 @@ class Generator(nn.Sequential):
 
     The unimodal encoder into the shared subspace. Its layers are in Figure 2, which gives no text.
 
-    x: (B, d) -> (B, d)
+    x: (B, d) float -> (B, d) float
     """
 
     def __init__(self, d: int, dropout: float = 0.1):
@@ -267,7 +274,7 @@ class Discriminator(nn.Module):
 
     Takes the features of its own modality for true and those of the other two for false.
 
-    h: (B, d) -> logits z: (B,)
+    h: (B, d) float -> logits z: (B,) float
     """
 
     def __init__(self, d: int):
@@ -293,8 +300,10 @@ def adversarial_loss(
 
     form "literal": as printed. The discriminators can raise −log D(fake) without bound.
     form "bounded": the GAN's own,  L_m = E[ log D_m(G_m(x_m)) + Σ_{k≠m} log(1 − D_m(G_k(x_k))) ],
-    at most 0. Both push each logit the same way, but against a fake that is found out (D → 0) the
-    literal form lets the generator's gradient stay at 1 where the bounded one's vanishes.
+    at most 0. Both push each logit the same way. On the fakes the literal form is the generator's
+    "non-saturating" one (Goodfellow et al., 2014): where D → 0 its gradient stays at 1 and the
+    bounded one's vanishes. Of three modalities that are alike, one real and two fakes, the best
+    D_m says 1/3 in the bounded form; in the literal form it falls to 0 and L_m rises for ever.
 
     Each E is over its own samples x_k ~ P(x_k): a segment in which modality k is empty is no sample
     of it, so the nine vectors may differ in length. Without fakes of k its term is 0; without a
@@ -346,9 +355,9 @@ def triplet_loss(h: Tensor, y: Tensor, margin: float = 1.0, reduction: str = "me
     Here:  the hinge; and the mean over all valid triplets, or the sum on request.
     Why:   the text wants the positive nearer "by a boundary value", as FaceNet (its ref. 21) does;
            without the hinge the margin has no effect and negatives are pushed away for ever. The
-           sum grows with B³, which β cannot.
+           sum grows as B³, so no β would fit two batch sizes.
 
-    All valid triplets, exactly, in O(B² log B) time and O(B²) memory. Inside its hinge the loss is
+    All valid triplets, exactly, in O(B² (d + log B)) time and O(B²) memory. Inside its hinge the loss is
     linear: each triplet with d_an < d_ap + δ adds d_ap once, −d_an once and δ once. So it is enough
     to *count* these triplets, by binary search in each anchor's sorted distances: for each positive
     its negatives, for each negative its positives.
@@ -383,7 +392,8 @@ def distance_loss(
 ) -> Tensor:
     """Eq. 10:  L^d = (L^d_l + L^d_a + L^d_v) / 3
 
-    h[m]: (B_m, d), y[m]: (B_m,) classes of the same segments -> ()
+    h[m]: (B_m, d) float, y[m]: (B_m,) integer classes of the same segments -> (). Raises ValueError
+    for another reduction.
     """
     return sum(triplet_loss(h[m], y[m], margin, reduction) for m in h) / len(h)
 
@@ -394,7 +404,7 @@ def distance_loss(
 class Decoder(nn.Sequential):
     """Eq. 11:  x̂_m = E_m(h_m; θ_m^E)        (E for a decoder: the paper's letter)
 
-    h: (B, d) -> (B, d)
+    h: (B, d) float -> (B, d) float
     """
 
     def __init__(self, d: int):
@@ -417,7 +427,7 @@ def reconstruction_loss(
     The target x_m is trainable too, so the loss also falls by shrinking x_m; detach_target stops
     that path.
 
-    x[m], x_hat[m]: (B_m, d) -> (). Raises ValueError for another reduction.
+    x[m], x_hat[m]: (B_m, d) float -> (). Raises ValueError for another reduction.
     """
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction must be 'mean' or 'sum', not {reduction!r}")
@@ -434,7 +444,8 @@ class SelfAttention(nn.Module):
 
     The "tokens" are segments: row i of F_m mixes the values of the segments that i may attend to.
 
-    h: (B, d), mask: (B, B) bool, mask[i, j]: i may attend to j, at least one j each -> (B, d)
+    h: (B, d) float, mask: (B, B) bool, mask[i, j]: i may attend to j, at least one j each
+    -> (B, d) float
     """
 
     def __init__(self, d: int):
@@ -450,13 +461,14 @@ class SelfAttention(nn.Module):
 def attention_mask(video: Tensor, over: str = "video") -> Tensor:
     """Which segments Eq. 13's softmax runs over: what N is.
 
-    Paper: "the emotional state of a video clip … X containing N segments"; h_m is one vector a
-           segment.
+    Paper: "The task of MSA is to build a model to predict the emotional state of a video clip …
+           The input to the model is a set of multimodal datasets X … containing N segments"; Q_m
+           and K_m have N rows, one vector a segment.
     Here:  "video": the segments of the same video (one whose video is unknown attends to itself
            alone); "batch": all that happen to share the batch; "segment": itself alone, where the
            softmax is 1 and F_m = V_m.
-    Why:   "video" is what the sentence says, and it leaves Eq. 13 something to do; over the batch a
-           prediction depends on whatever else was drawn into the batch.
+    Why:   the input is a video's N segments; over the batch a prediction depends on whatever else
+           was drawn into it, and over the segment Eq. 13 has nothing to do.
 
     video: (B,) int64, equal numbers for the same video, negative for unknown -> (B, B) bool.
     Raises ValueError for another reading.
@@ -477,7 +489,7 @@ class FusionPredictor(nn.Module):
     The output is not squashed into [−3, 3]: Eq. 15 keeps it there, and a squashed one cannot reach
     ±3.
 
-    F_m for each modality, in the order a, v, l: (B, d) each -> (B,)
+    F_m for each modality, in the order a, v, l: (B, d) float each -> (B,) float
     """
 
     def __init__(self, d: int, modalities: int = 3, dropout: float = 0.1):
@@ -498,8 +510,10 @@ def task_loss(y: Tensor, prediction: Tensor, reduction: str = "mean") -> Tensor:
     Why:   with the mean, α, β, γ and the learning rate keep their meaning when the batch size
            changes.
 
-    y, prediction: (B,) -> (). Raises ValueError for another reduction.
+    y, prediction: (B,) float -> (). Raises ValueError for another reduction.
     """
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"reduction must be 'mean' or 'sum', not {reduction!r}")
     return F.mse_loss(prediction, y, reduction=reduction)
 
 
@@ -566,7 +580,7 @@ class MSFN(nn.Module):
     def from_run(cls, folder: str | Path) -> "MSFN":
         """The trained model, in eval mode, of a folder that train.py wrote; needs no hub.
 
-        Raises OSError if a file is missing, ValueError if config.json is not a run's.
+        Raises OSError if a file is missing, KeyError if config.json is not a run's.
         """
         from safetensors.torch import load_file
         from transformers import AutoConfig, AutoModel
@@ -575,7 +589,9 @@ class MSFN(nn.Module):
         saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         config = MSFNConfig(**{f.name: saved[f.name] for f in fields(MSFNConfig)})
         weights = load_file(folder / "model.safetensors")
-        widths = {m: weights[f"embeddings.{m}.ahead.weight_ih_l0"].shape[1] for m in ("a", "v")}
+        widths = {
+            m: weights[f"embeddings.{m}.forward_lstm.weight_ih_l0"].shape[1] for m in ("a", "v")
+        }
         bert = AutoModel.from_config(AutoConfig.from_pretrained(folder / "bert"))
         model = cls(config, widths, bert)
         model.load_state_dict(weights)

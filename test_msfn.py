@@ -91,7 +91,7 @@ def test_lstms_read_each_sequence_as_if_alone(seed, lengths, extra):
     for i, n in enumerate(lengths):
         end = torch.zeros(4, dtype=torch.float64)
         if n:
-            there, back = block.ahead(X[i, :n])[0], block.back(X[i, :n].flip(0))[0]
+            there, back = block.forward_lstm(X[i, :n])[0], block.backward_lstm(X[i, :n].flip(0))[0]
             end = torch.cat([there[-1], back[-1]])
         close(x[i], block.dense(end))
     x.sum().backward()
@@ -118,9 +118,9 @@ def tiny_bert(seed=0):
 
 
 @given(seeds, lengths_lists, st.integers(0, 3), st.sampled_from(["mean", "cls"]), st.integers(0, 9))
-def test_berts_read_each_sentence_as_if_alone(seed, lengths, extra, pooling, room):
+def test_berts_read_each_sentence_as_if_alone(seed, lengths, extra, pooling, row_length):
     """Eq. 3: the mean, or the first, of the true tokens' last states; no words: the bias."""
-    block = msfn.BERTs(tiny_bert(), 7, pooling, room=room).double().eval()
+    block = msfn.BERTs(tiny_bert(), 7, pooling, row_length=row_length).double().eval()
     ids = torch.randint(
         0, 50, (len(lengths), max(lengths) + extra), generator=torch.Generator().manual_seed(seed)
     )
@@ -134,16 +134,18 @@ def test_berts_read_each_sentence_as_if_alone(seed, lengths, extra, pooling, roo
 
 
 @given(lengths_lists.filter(any), st.integers(0, 9))
-def test_packed_rows_hold_every_token_once(lengths, room):
-    sentence, position = msfn.pack(torch.tensor(lengths), room)
+def test_packed_rows_hold_every_token_once(lengths, row_length):
+    sentence, position = msfn.pack(torch.tensor(lengths), row_length)
     places = zip(sentence.flatten().tolist(), position.flatten().tolist(), strict=True)
     held = [(i, t) for i, t in places if i >= 0]
     assert sorted(held) == [(i, t) for i, n in enumerate(lengths) for t in range(n)]
-    assert sentence.shape[1] <= max(room, *lengths, 0)
-    if room == 0:
+    assert sentence.shape[1] <= max(row_length, *lengths, 0)
+    if row_length == 0:
         assert all(len(set(row) - {-1}) == 1 for row in sentence.tolist())
     used = (sentence >= 0).sum(1)
-    assert room == 0 or all(n + m > room for n, m in itertools.combinations(used.tolist(), 2))
+    assert row_length == 0 or all(
+        n + m > row_length for n, m in itertools.combinations(used.tolist(), 2)
+    )
 
 
 def test_an_encoder_that_is_no_bert_reads_each_sentence_in_its_own_row():
@@ -619,6 +621,23 @@ def test_config_names_what_is_wrong(wrong):
     (name, value), *_ = wrong.items()
     with pytest.raises(ValueError, match=f"{name}.*{value}"):
         MSFNConfig(**wrong)
+
+
+@pytest.mark.parametrize(
+    "call",
+    (
+        lambda: msfn.BERTs(tiny_bert(), 7, "max"),
+        lambda: msfn.adversarial_loss({}, "max"),
+        lambda: msfn.sentiment_classes(torch.zeros(2), "max"),
+        lambda: msfn.triplet_loss(torch.zeros(2, 1), torch.zeros(2), reduction="max"),
+        lambda: msfn.reconstruction_loss({}, {}, "max"),
+        lambda: msfn.attention_mask(torch.zeros(2), "max"),
+        lambda: msfn.task_loss(torch.zeros(2), torch.zeros(2), "max"),
+    ),
+)
+def test_a_component_names_the_choice_that_it_does_not_have(call):
+    with pytest.raises(ValueError, match=r"must be .* not 'max'"):
+        call()
 
 
 # ── Metrics ───────────────────────────────────────────────────────────────────────────────────────
@@ -2045,9 +2064,13 @@ def share_a_batch(rank, world, folder):
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world
     )
-    model = small_model().eval()
-    gradients = loss_and_gradients(model, train.distribute(model, torch.device("cpu")))
-    save_file(gradients, folder / f"{rank}.safetensors")
+    model = small_model(dropout=0.5).eval()
+    forward = train.distribute(model, torch.device("cpu"))
+    found = {n: value.clone() for n, value in loss_and_gradients(model, forward).items()}
+    forward.train()  # with dropout
+    torch.manual_seed(0)
+    found["training"] = loss_and_gradients(model, forward)["loss"]
+    save_file(found, folder / f"{rank}.safetensors")
     torch.distributed.destroy_process_group()
 
 
@@ -2060,14 +2083,16 @@ def loss_and_gradients(model, forward):
 
 
 def test_two_processes_give_the_loss_and_gradients_of_one(tmp_path):
-    """Each has half of the batch; Eqs. 5–10 and 13 see all of it."""
+    """Each has half of the batch; Eqs. 5–10 and 13 see all of it. Dropout there is alike in both."""
     torch.multiprocessing.spawn(share_a_batch, (2, tmp_path), 2)
     model = small_model().eval()
     alone = loss_and_gradients(model, model)
-    for rank in range(2):
-        shared = load_file(tmp_path / f"{rank}.safetensors")
-        for name, value in alone.items():
-            close(shared[name], value, atol=1e-5)
+    one, two = (load_file(tmp_path / f"{rank}.safetensors") for rank in range(2))
+    for name, value in alone.items():
+        close(one[name], value, atol=1e-5)
+        close(two[name], value, atol=1e-5)
+    close(one["training"], two["training"])
+    assert abs(one["training"] - one["loss"]) > 1e-3
 
 
 def test_accumulated_gradients_are_the_mean_of_the_batches():
@@ -2317,7 +2342,7 @@ def test_the_benchmark_pads_as_the_field_does_and_counts_real_positions():
     model = small_model()
     assert benchmark.real_positions([padded], model) == 1
     assert 0.5 < benchmark.real_positions([batch], model) <= 1
-    model.embeddings["l"].room = 0
+    model.embeddings["l"].row_length = 0
     n = batch.inputs["l"][1]
     close(benchmark.real_positions([batch], model), float(n[n > 0].float().mean() / n.max()))
 

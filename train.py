@@ -24,6 +24,7 @@ import sys
 import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
+from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple, get_args
 
@@ -156,7 +157,7 @@ def weighted_f1(p: np.ndarray, t: np.ndarray) -> float:
 def table(dataset: str, rows: dict[str, dict[str, float]]) -> str:
     """The metrics as text, one row a name, the paper's row first where it has one."""
     columns = ("acc2_non0", "f1_non0", "acc2_has0", "f1_has0", "mae", "corr", "acc7", "acc5")
-    rows = ({"paper (BERT-base)": PAPER[dataset]} if dataset in PAPER else {}) | rows
+    rows = ({"paper: MSFN": PAPER[dataset]} if dataset in PAPER else {}) | rows
     lines = [f"{'':20}" + "".join(f"{c.replace('_', ' '):>11}" for c in columns)]
     for name, row in rows.items():
         cells = (
@@ -198,14 +199,15 @@ def prepare(config: Config) -> Run:
     device = pick_device(config.device)
     # A gradient that fades over hundreds of frames ends in numbers that a CPU multiplies 10 x slower.
     torch.set_flush_denormal(True)
-    corpus = data.load(config.dataset, config.data, config.labels)
+    with process_0_first():
+        corpus = data.load(config.dataset, config.data, config.labels)
+        bert = None if config.bert == SMALL_BERT else data.encoder_folder(config.bert)
     standardizer = data.Standardizer.fit(corpus["train"], seed=0)
     torch.manual_seed(config.seed)
-    if config.bert == SMALL_BERT:
+    if bert is None:
         tokenizer = data.word_tokenizer(corpus["train"].text)
         bert = small_bert(len(tokenizer))
     else:
-        bert = data.encoder_folder(config.bert)
         tokenizer = data.load_tokenizer(bert)
     segments = {
         split: data.Segments(corpus[split], tokenizer, standardizer, config.modalities)
@@ -271,6 +273,16 @@ def float32(part):
 RANK, WORLD = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
+@contextmanager
+def process_0_first():
+    """What process 0 fetches here, the others then find."""
+    if RANK > 0:
+        dist.barrier()
+    yield
+    if RANK == 0 and WORLD > 1:
+        dist.barrier()
+
+
 class Gather(torch.autograd.Function):
     """The rows that each process computed -> all rows, in each; gradients are summed likewise."""
 
@@ -294,20 +306,25 @@ def distribute(model: MSFN, device: torch.device) -> DistributedDataParallel:
 
     Eqs. 5–10 and 13 compare segments with each other, so no process can compute them from its own
     share. Eqs. 1–3 cost nearly everything and work segment by segment: these are shared out; x is
-    gathered, and what follows is computed alike in each process. The gradient of x is a sum over
-    the processes and DDP takes the mean, so loss and gradients are those of a single process.
+    gathered, and what follows is computed alike in each process, dropout and all. The gradient of x
+    is a sum over the processes and DDP takes the mean, so loss and gradients are those of a single
+    process.
     """
+    ids = [device] if device.type == "cuda" else None
 
     def shared(alone):
         def forward(X: Tensor, lengths: Tensor) -> Tensor:
             rows = torch.arange(len(X)).tensor_split(WORLD)[RANK]
-            return Gather.apply(alone(X[rows], lengths[rows]), rows, len(X))
+            seed = int(torch.randint(1 << 60, ())) + RANK  # each share has a dropout of its own
+            with torch.random.fork_rng(ids or ()):
+                torch.manual_seed(seed)
+                mine = alone(X[rows], lengths[rows])
+            return Gather.apply(mine, rows, len(X))
 
         return forward
 
     for block in model.embeddings.values():
         block.forward = shared(block.forward)
-    ids = [device] if device.type == "cuda" else None
     # A process whose share has no face gives the LSTM of v no gradient: find_unused_parameters.
     return DistributedDataParallel(
         model, ids, forward_sync_buffers=False, find_unused_parameters=True
@@ -358,8 +375,7 @@ def train_epoch(run: Run, forward, optimizer, config: Config, progress: Progress
     title = f"epoch {progress.epoch}"
     bar = tqdm(batches, title, last, False, initial=progress.step, disable=RANK > 0 or None)
     for batch in bar:
-        number = (config.seed * 10_007 + progress.epoch) * 1_000_003 + progress.step
-        torch.manual_seed(number * WORLD + RANK)
+        torch.manual_seed((config.seed * 10_007 + progress.epoch) * 1_000_003 + progress.step)
         waiting.append((train_step(run, forward, config, batch), batch.ids))
         progress.step += 1
         if progress.step % config.grad_accum == 0 or progress.step == last:
@@ -673,7 +689,7 @@ def load_run(folder: Path) -> tuple[Run, Config]:
 
 def width(run: Run, m: str) -> int:
     """d_m, the number of features of a frame of modality a or v that the model was made for."""
-    return run.model.embeddings[m].ahead.input_size
+    return run.model.embeddings[m].forward_lstm.input_size
 
 
 def evaluate(folder: Path, path: str | None, labels: str | None = None) -> dict[str, float]:
@@ -807,6 +823,9 @@ if __name__ == "__main__":
     if WORLD > 1:
         if cuda := torch.cuda.is_available():
             torch.cuda.set_device(RANK % torch.cuda.device_count())
-        dist.init_process_group("nccl" if cuda else "gloo")
+        long = timedelta(
+            hours=6
+        )  # process 0 may have to fetch; a dead process is torchrun's to see
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=long)
         sys.stdout = sys.stdout if RANK == 0 else None  # print() then says nothing
     main()

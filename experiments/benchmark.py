@@ -247,8 +247,8 @@ def compare(run: train.Run, config: train.Config, repeats: int) -> str:
 
 def real_positions(batches: list[train.data.Batch], model: MSFN) -> float:
     """The share of the token positions given to BERT that are no padding."""
-    room = model.embeddings["l"].room
-    rows = [pack(batch.inputs["l"][1], room)[0] for batch in batches]
+    row_length = model.embeddings["l"].row_length
+    rows = [pack(batch.inputs["l"][1], row_length)[0] for batch in batches]
     return sum(int((row >= 0).sum()) for row in rows) / sum(row.numel() for row in rows)
 
 
