@@ -66,16 +66,30 @@ def find(dataset):
 def fetch(dataset):
     """MMSA's unaligned features from the hub -> their path under data/, the SHA-256 checked.
 
-    Raises DataError, soon, if they cannot be had; a file with another hash is set aside.
+    Raises DataError, soon, if they cannot be had; a file with another hash is set aside. Of many
+    processes one fetches, and the others wait for it.
     """
-    name = f"{dataset}_unaligned_50.pkl"
-    target, partial = DATA / name, DATA / f"{name}.partial"
+    from huggingface_hub.utils import WeakFileLock
+
+    try:
+        DATA.mkdir(exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"{DATA}/ cannot be made ({error.strerror}): name a file with --data"
+        ) from None
+    with WeakFileLock(DATA / ".lock"):
+        target = DATA / f"{dataset}_unaligned_50.pkl"
+        return target if target.exists() else _fetch(target)
+
+
+def _fetch(target):
+    name, partial = target.name, target.with_name(f"{target.name}.partial")
     print(f"{target} is not there: fetching it from huggingface.co/datasets/{HUB}")
     try:
         _download(name, partial)
     except Exception as error:  # the hub's client raises a dozen unrelated classes
         raise DataError(
-            f"{name} could not be fetched from huggingface.co/datasets/{HUB} ({_reason(error)}). "
+            f"{name} could not be fetched from huggingface.co/datasets/{HUB} ({reason(error)}). "
             f"Other sources: {ELSEWHERE}. Put the file at {target} or name it with --data; "
             "`--dataset synthetic` runs without any file."
         ) from error
@@ -96,7 +110,6 @@ def _download(name, partial):
     parts = [f for f in files if Path(f.rfilename).name.startswith(name)]
     if not parts:
         raise FileNotFoundError(f"{name} is no longer there")
-    DATA.mkdir(exist_ok=True)
     with open(partial, "ab") as whole:
         size = whole.tell()
         for part in sorted(parts, key=lambda f: (len(f.rfilename), f.rfilename)):  # 2 before 10
@@ -118,7 +131,7 @@ def sha256(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _reason(error):
+def reason(error):
     """The first line of an exception, for a message of one sentence."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
@@ -368,6 +381,8 @@ def load(dataset, path=None, labels=None):
     path: a file or folder of any family; None takes the first under data/, or else fetches one
     labels: a CSV with the text of a file that has none; None takes *label*.csv beside the file
     """
+    if dataset == "synthetic" and path:
+        raise DataError(f"--dataset synthetic is generated and takes no file, but got {path}")
     path = "synthetic" if dataset == "synthetic" else path or next(iter(find(dataset)), None)
     path = path or fetch(dataset)
     corpus = read(path, labels)
@@ -392,7 +407,7 @@ def read(path, labels=None):
         except DataError:
             raise
         except Exception as error:  # a damaged value can have any type at all
-            raise DataError(f"{where} is not as any family has it: {_reason(error)}") from error
+            raise DataError(f"{where} is not as any family has it: {reason(error)}") from error
     widths = {(m, x.shape[1]) for s in splits.values() for m in FRAMES for x in s.sequences[m]}
     if len(widths) != len(FRAMES):
         raise DataError(f"{path}: segments differ in their number of columns: {sorted(widths)}")
@@ -627,7 +642,7 @@ def encoder_folder(name_or_folder):
     except Exception as error:  # the hub's client raises a dozen unrelated classes
         raise DataError(
             f"{name_or_folder} is no folder, and could not be fetched from the hub "
-            f"({_reason(error)}); --bert takes the folder of any BERT-like encoder"
+            f"({reason(error)}); --bert takes the folder of any BERT-like encoder"
         ) from error
 
 
@@ -638,11 +653,14 @@ def load_tokenizer(folder):
     try:
         return AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # of a dozen unrelated classes
-        raise DataError(f"{folder} holds no tokeniser: {_reason(error)}") from error
+        raise DataError(f"{folder} holds no tokeniser: {reason(error)}") from error
 
 
-def word_tokenizer(texts):
-    """A tokeniser whose vocabulary is [PAD] [UNK] [CLS] [SEP] and the words of `texts`."""
+def word_tokenizer(texts, limit):
+    """A tokeniser whose vocabulary is [PAD] [UNK] [CLS] [SEP] and the words of `texts`.
+
+    limit: tokens of a text; what is more is cut off
+    """
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -653,7 +671,7 @@ def word_tokenizer(texts):
     ends = [("[CLS]", 2), ("[SEP]", 3)]
     core.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=ends)
     special = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep")}
-    return PreTrainedTokenizerFast(tokenizer_object=core, model_max_length=512, **special)
+    return PreTrainedTokenizerFast(tokenizer_object=core, model_max_length=limit, **special)
 
 
 class Batch(NamedTuple):
@@ -719,47 +737,26 @@ class Segments(torch.utils.data.Dataset):
         return Batch(inputs, torch.tensor(y), torch.tensor(video), list(ids))
 
 
-class Batches(torch.utils.data.Sampler):
-    """Lists of indices with every segment in one of them; a pure function of (seed, epoch).
+def batches(video, batch_size, whole_videos, seed=None):
+    """First fit: lists of indices with every segment in one of them, shuffled by the seed.
 
+    video: N int, equal within a video, negative if unknown; seed: None leaves them in order
     whole_videos: no video is divided, since Eq. 13 attends within it; one longer than batch_size is
         a batch of its own.
     """
-
-    def __init__(self, segments, batch_size, whole_videos, shuffle, seed):
-        self.video, self.batch_size, self.whole_videos = segments.video, batch_size, whole_videos
-        self.shuffle, self.seed, self.epoch = shuffle, seed, 0
-
-    def set_epoch(self, epoch):
-        self.epoch = epoch
-
-    def __len__(self):
-        return sum(1 for _ in self)
-
-    def __iter__(self):
-        rng = np.random.default_rng((self.seed, self.epoch)) if self.shuffle else None
-        return iter(self._fit(rng) if self.whole_videos else self._cut(rng))
-
-    def _fit(self, rng):
-        """First fit: each video goes into the first batch with room for all of it."""
-        videos = defaultdict(list)
-        for i, video in enumerate(self.video):
-            videos[video if video >= 0 else -1 - i].append(i)
-        groups, batches = list(videos.values()), []
-        for k in rng.permutation(len(groups)) if rng else range(len(groups)):
-            for batch in batches:
-                if len(batch) + len(groups[k]) <= self.batch_size:
-                    batch.extend(groups[k])
-                    break
-            else:
-                batches.append(list(groups[k]))
-        return batches
-
-    def _cut(self, rng):
-        order = np.arange(len(self.video)) if rng is None else rng.permutation(len(self.video))
-        return [
-            order[k : k + self.batch_size].tolist() for k in range(0, len(order), self.batch_size)
-        ]
+    groups, plan = defaultdict(list), []
+    for i, v in enumerate(video):
+        groups[v if whole_videos and v >= 0 else -1 - i].append(i)
+    groups = list(groups.values())
+    order = (
+        range(len(groups)) if seed is None else np.random.default_rng(seed).permutation(len(groups))
+    )
+    for k in order:
+        fits = (batch for batch in plan if len(batch) + len(groups[k]) <= batch_size)
+        if (batch := next(fits, None)) is None:
+            plan.append(batch := [])
+        batch.extend(groups[k])
+    return plan
 
 
 # --- A corpus that needs no file -----------------------------------------------------------------

@@ -24,7 +24,6 @@ import sys
 import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
-from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple, get_args
 
@@ -75,11 +74,15 @@ class Config(MSFNConfig):
         for name in ("epochs", "patience", "grad_accum"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if not (self.bert_learning_rate is None or self.bert_learning_rate > 0):
-            raise ValueError(f"bert_learning_rate must be positive, not {self.bert_learning_rate}")
+        for name in ("bert_learning_rate", "clip"):
+            if not (getattr(self, name) is None or getattr(self, name) > 0):
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        if not 0 <= self.seed < 2**30:
+            raise ValueError(f"seed must be in 0 … 2**30 − 1, not {self.seed}")
         for name in ("data", "labels", "bert"):  # a resumed run finds them from anywhere
-            if getattr(self, name) and Path(getattr(self, name)).exists():
-                setattr(self, name, str(Path(getattr(self, name)).resolve()))
+            path = getattr(self, name)
+            if path not in (None, SMALL_BERT) and Path(path).exists():
+                setattr(self, name, str(Path(path).resolve()))
 
     @classmethod
     def preset(cls, dataset: str, /, **typed) -> "Config":
@@ -91,6 +94,7 @@ class Config(MSFNConfig):
 
 
 SMALL_BERT = "small"  # 2 layers of width 64 with random weights, for the synthetic data
+SMALL_BERT_TOKENS = 64  # of a text
 
 
 class UserError(Exception):
@@ -177,9 +181,9 @@ def pick_device(name: str) -> torch.device:
     there["cpu"] = True
     if name == "auto":
         name = next(kind for kind, found in there.items() if found)
-    kind, _, index = name.partition(":")
+    kind, colon, index = name.partition(":")
     cards = torch.cuda.device_count() if kind == "cuda" else 1
-    if not there.get(kind) or (index and index not in map(str, range(cards))):
+    if not there.get(kind) or (colon and index not in map(str, range(cards))):
         raise UserError(f"--device {name} is not on this machine; --device cpu always is")
     return torch.device(f"cuda:{RANK % torch.cuda.device_count()}" if name == "cuda" else name)
 
@@ -199,15 +203,18 @@ def prepare(config: Config) -> Run:
     device = pick_device(config.device)
     # A gradient that fades over hundreds of frames ends in numbers that a CPU multiplies 10 x slower.
     torch.set_flush_denormal(True)
-    with process_0_first():
-        corpus = data.load(config.dataset, config.data, config.labels)
-        bert = None if config.bert == SMALL_BERT else data.encoder_folder(config.bert)
-    standardizer = data.Standardizer.fit(corpus["train"], seed=0)
+    corpus = data.load(config.dataset, config.data, config.labels)
+    if config.dataset != "synthetic":  # a resumed run must not find another file
+        config.data = str(Path(corpus["train"].source[0]).resolve())
+    standardizer = data.Standardizer.fit(corpus["train"])
     torch.manual_seed(config.seed)
-    if bert is None:
-        tokenizer = data.word_tokenizer(corpus["train"].text)
+    if config.bert == SMALL_BERT:
+        if corpus["train"].text is None:
+            raise UserError(f"--bert {SMALL_BERT} needs texts, and {config.data} holds token ids")
+        tokenizer = data.word_tokenizer(corpus["train"].text, SMALL_BERT_TOKENS)
         bert = small_bert(len(tokenizer))
     else:
+        bert = data.encoder_folder(config.bert)
         tokenizer = data.load_tokenizer(bert)
     segments = {
         split: data.Segments(corpus[split], tokenizer, standardizer, config.modalities)
@@ -216,36 +223,30 @@ def prepare(config: Config) -> Run:
     notes = [note for part in (corpus, standardizer, *segments.values()) for note in part.notes]
     print(corpus.description, *notes, sep="\n")
     try:
-        model = MSFN(config, corpus.dims, bert).to(device)
-    except (OSError, ValueError) as error:
-        why = str(error).strip().splitlines()[0]
-        raise UserError(f"--bert {config.bert}: no encoder can be loaded from it: {why}") from None
+        model = MSFN(config, corpus.dims, bert)
+    except Exception as error:  # transformers raises half a dozen unrelated classes
+        why = data.reason(error)
+        raise UserError(f"--bert {config.bert}: no encoder can be loaded: {why}") from error
+    known = model.embeddings["l"].bert.get_input_embeddings().num_embeddings
+    if len(tokenizer) > known:
+        raise UserError(f"--bert {config.bert}: {len(tokenizer)} tokens, embeddings of {known}")
     if config.compile:
         model.embeddings["l"].bert.compile(dynamic=True)
-    return Run(model, segments, tokenizer, standardizer, device)
+    return Run(model.to(device), segments, tokenizer, standardizer, device)
 
 
 def small_bert(vocabulary: int) -> nn.Module:
-    return BertModel(
-        BertConfig(
-            vocab_size=vocabulary,
-            hidden_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            intermediate_size=128,
-            max_position_embeddings=64,
-        )
-    )
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "max_position_embeddings": SMALL_BERT_TOKENS}
+    return BertModel(BertConfig(vocab_size=vocabulary, **sizes))
 
 
 def loader(segments: data.Segments, config: Config, epoch: int | None = None, skip: int = 0):
     """Batches of one epoch, shuffled by (seed, epoch), from number `skip` on; None: unshuffled."""
-    whole = config.attention == "video"
-    batches = data.Batches(segments, config.batch_size, whole, epoch is not None, config.seed)
-    batches.set_epoch(epoch or 0)
-    pin = torch.cuda.is_available()
-    rest = list(batches)[skip:]
-    return DataLoader(segments, batch_sampler=rest, collate_fn=segments.collate, pin_memory=pin)
+    seed = None if epoch is None else (config.seed, epoch)
+    plan = data.batches(segments.video, config.batch_size, config.attention == "video", seed)
+    options = {"collate_fn": segments.collate, "pin_memory": torch.cuda.is_available()}
+    return DataLoader(segments, batch_sampler=plan[skip:], **options)
 
 
 def to_device(batch: data.Batch, device: torch.device) -> data.Batch:
@@ -271,16 +272,6 @@ def float32(part):
 # ── Many processes ────────────────────────────────────────────────────────────────────────────────
 
 RANK, WORLD = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-
-
-@contextmanager
-def process_0_first():
-    """What process 0 fetches here, the others then find."""
-    if RANK > 0:
-        dist.barrier()
-    yield
-    if RANK == 0 and WORLD > 1:
-        dist.barrier()
 
 
 class Gather(torch.autograd.Function):
@@ -477,6 +468,11 @@ def train(config: Config, folder: Path | None = None, observe=None) -> dict:
         while progress.epoch < config.epochs and progress.epoch - best["epoch"] <= config.patience:
             losses = train_epoch(run, forward, optimizer, config, progress, keeper)
             valid = metrics(*predict(run, run.segments["valid"], config))
+            if not math.isfinite(valid["mae"]):
+                raise UserError(
+                    f"valid MAE is {valid['mae']} after epoch {progress.epoch}: stopped; a smaller "
+                    "--learning-rate or --clip may help"
+                )
             entry = {"epoch": progress.epoch, "seconds": progress.seconds}
             observed = {"observed": observe(run, config)} if observe else {}
             keeper.log({**entry, "train": losses, "valid": valid, **observed})
@@ -528,18 +524,21 @@ def new_folder(config: Config) -> Path:
     """Make the run's folder. A taken name is numbered, or an error if the user typed it."""
     runs, base = Path(config.runs), config.name or f"{config.dataset}-seed{config.seed}"
     names = [base] if config.name else [base, *(f"{base}-{n}" for n in range(2, 1000))]
-    made = [None]
+    made = [f"--name {base}: {runs / base} exists already; choose another name"]
     for name in names if RANK == 0 else ():
         try:
             (runs / name).mkdir(parents=True)
         except FileExistsError:
             continue
-        made = [runs / name]
+        except OSError as error:
+            made = [f"{runs / name} cannot be made: {error.strerror}"]
+        else:
+            made = [runs / name]
         break
     if WORLD > 1:
         dist.broadcast_object_list(made)
-    if made[0] is None:
-        raise UserError(f"--name {base}: {runs / base} exists already; choose another name")
+    if isinstance(made[0], str):
+        raise UserError(made[0])
     return made[0]
 
 
@@ -608,28 +607,27 @@ class Keeper:
         if self.asked:
             raise Stopped(
                 f"stopped in epoch {progress.epoch}, step {progress.step}; "
-                f"go on with: python train.py --resume {self.folder}"
+                f"go on with --resume {self.folder}"
             )
 
     def load(self) -> Progress:
         """Put model and optimiser where the checkpoint left them; without one, the beginning."""
-        path = self.folder / CHECKPOINT
+        path, states = self.folder / CHECKPOINT, {}
         if not path.exists():
             return Progress()
-        with safe_open(path, "pt", str(self.device)) as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            progress = Progress(**json.loads(file.metadata()["progress"]))
-        model, states = {}, {}
-        for key, value in tensors.items():
-            part, name = key.split(".", 1)
-            if part == "model":
-                model[name] = value
-            else:
-                i, name = name.split(".")
-                states.setdefault(int(i), {})[name] = value
-        self.model.load_state_dict(model)
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": states, "param_groups": groups})
+        try:
+            with safe_open(path, "pt", str(self.device)) as file:
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                progress = Progress(**json.loads(file.metadata()["progress"]))
+            for key in [key for key in tensors if key.startswith("optimizer.")]:
+                _, i, name = key.split(".")
+                states.setdefault(int(i), {})[name] = tensors.pop(key)
+            self.model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items()})
+            groups = self.optimizer.state_dict()["param_groups"]
+            self.optimizer.load_state_dict({"state": states, "param_groups": groups})
+        except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+            why = data.reason(error)
+            raise UserError(f"{path} is damaged, or of another model or data: {why}") from None
         return progress
 
     def keep_weights(self):
@@ -669,8 +667,11 @@ def resume(folder: Path, observe=None) -> dict:
     config, done = read_config(folder), folder / "results.json"
     if not done.exists():
         return train(config, folder, observe)
-    results = json.loads(done.read_text(encoding="utf-8"))
-    show(results, folder)
+    try:
+        results = json.loads(done.read_text(encoding="utf-8"))
+        show(results, folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{done} is damaged: {data.reason(error)}") from None
     return results
 
 
@@ -681,8 +682,8 @@ def load_run(folder: Path) -> tuple[Run, Config]:
         model = MSFN.from_run(folder).to(device)
         statistics = json.loads((folder / "standardizer.json").read_text(encoding="utf-8"))
         standardizer = data.Standardizer.from_dict(statistics)
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
-        raise UserError(f"{folder} holds no trained model yet: {error}") from None
+    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError) as error:
+        raise UserError(f"{folder} holds no trained model: {data.reason(error)}") from None
     tokenizer = data.load_tokenizer(str(folder / "bert"))
     return Run(model, {}, tokenizer, standardizer, device), config
 
@@ -702,7 +703,8 @@ def evaluate(folder: Path, path: str | None, labels: str | None = None) -> dict[
     for m, d_m in corpus.dims.items():
         if d_m != width(run, m):
             raise UserError(
-                f"{path}: {m} has {d_m} features; {folder} was made for {width(run, m)}"
+                f"{path or config.data}: {m} has {d_m} features; {folder} was made for "
+                f"{width(run, m)}"
             )
     columns = {}
     for without in ("", *config.modalities):
@@ -711,7 +713,10 @@ def evaluate(folder: Path, path: str | None, labels: str | None = None) -> dict[
         name = f"without_{without}" if without else "prediction"
         columns[name], y = predict(run, segments, config)
     texts = corpus["test"].text or [""] * len(y)
-    with replacing(folder / "predictions.csv") as beside, open(beside, "w", newline="") as file:
+    with (
+        replacing(folder / "predictions.csv") as beside,
+        open(beside, "w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(["id", "text", "label", *columns])
         rows = zip(corpus["test"].ids, texts, y, *columns.values(), strict=True)
@@ -726,15 +731,20 @@ def predict_text(folder: Path, text: str, audio: str | None, vision: str | None)
     run, config = load_run(folder)
     inputs = {}
     for m, path in (("a", audio), ("v", vision)):
+        if path and m not in config.modalities:
+            raise UserError(f"{path}: {folder} was trained without modality {m}")
         try:
             frames = np.load(path).astype(np.float64) if path else np.zeros((0, width(run, m)))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path} is no array that numpy can read: {error}") from None
+        except Exception as error:  # numpy raises half a dozen unrelated classes
+            why = data.reason(error)
+            raise UserError(f"{path} is no array that numpy can read: {why}") from error
         if frames.ndim != 2 or frames.shape[1] != width(run, m):
             raise UserError(f"{path} has shape {frames.shape}, not (T, {width(run, m)})")
         frames = torch.from_numpy(run.standardizer(m, frames))[None].to(run.device)
         inputs[m] = frames, torch.tensor([frames.shape[1]])
-    ids = run.tokenizer(text, truncation=True, max_length=512, return_tensors="pt")["input_ids"]
+    limit = min(run.tokenizer.model_max_length, 512)
+    ids = run.tokenizer(text, truncation=True, max_length=limit, return_tensors="pt")["input_ids"]
+    ids = ids if "l" in config.modalities else ids[:, :0]
     inputs["l"] = ids.to(run.device), torch.tensor([ids.shape[1]])
     with torch.no_grad(), precision(config, run.device):
         prediction = run.model(inputs).prediction.item()
@@ -778,15 +788,31 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def configure(typed: dict, parser: argparse.ArgumentParser) -> Config:
-    """What was typed, over the preset of its data set."""
+def configure(typed: dict) -> Config:
+    """What was typed, over the preset of its data set. Raises UserError for what cannot be."""
     try:
         return Config.preset(typed.pop("dataset", "mosi"), **typed)
     except ValueError as error:
-        parser.error(str(error))
+        raise UserError(str(error)) from None
 
 
-def run_command(argv: list[str] | None, observe=None):
+@contextmanager
+def clean_exit():
+    """Exit code 2 and one line for what the user can mend, 130 for a run that was stopped."""
+    try:
+        yield
+    except (data.DataError, UserError) as error:
+        sys.exit(print(f"error: {error}", file=sys.stderr) or 2)
+    except torch.OutOfMemoryError:
+        hint = "--amp bf16, or a smaller --batch-size with --grad-accum"
+        sys.exit(print(f"error: out of GPU memory: try {hint}", file=sys.stderr) or 2)
+    except (Stopped, KeyboardInterrupt) as stop:
+        sys.exit(print(str(stop) or "stopped", file=sys.stderr) or 130)
+
+
+@clean_exit()
+def main(argv: list[str] | None = None, observe=None):
+    """What was typed: a new run, or what stands instead of one. observe: as `train` takes it."""
     parser = build_parser()
     typed = vars(parser.parse_args(argv))
     takes = {"resume": set(), "evaluate": {"data", "labels"}, "predict": {"audio", "vision"}}
@@ -794,7 +820,7 @@ def run_command(argv: list[str] | None, observe=None):
     if command is None:
         if stray := set(typed) & takes["predict"]:
             parser.error(f"--{min(stray)} goes with --predict")
-        return train(configure(typed, parser), observe=observe)
+        return train(configure(typed), observe=observe)
     target = typed.pop(command)
     if stray := set(typed) - takes[command]:
         parser.error(f"--{command} does not take --{min(stray).replace('_', '-')}")
@@ -806,26 +832,10 @@ def run_command(argv: list[str] | None, observe=None):
     return resume(Path(target), observe)
 
 
-def main(argv: list[str] | None = None, observe=None):
-    """Exit code 2 and one line for what the user can mend, 130 for a run that was stopped."""
-    try:
-        run_command(argv, observe)
-    except (data.DataError, UserError) as error:
-        sys.exit(print(f"error: {error}", file=sys.stderr) or 2)
-    except torch.OutOfMemoryError:
-        hint = "--amp bf16, or a smaller --batch-size with --grad-accum"
-        sys.exit(print(f"error: out of GPU memory: try {hint}", file=sys.stderr) or 2)
-    except (Stopped, KeyboardInterrupt) as stop:
-        sys.exit(print(str(stop) or "stopped", file=sys.stderr) or 130)
-
-
 if __name__ == "__main__":
     if WORLD > 1:
         if cuda := torch.cuda.is_available():
             torch.cuda.set_device(RANK % torch.cuda.device_count())
-        long = timedelta(
-            hours=6
-        )  # process 0 may have to fetch; a dead process is torchrun's to see
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=long)
+        dist.init_process_group("nccl" if cuda else "gloo")
         sys.stdout = sys.stdout if RANK == 0 else None  # print() then says nothing
     main()

@@ -27,11 +27,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import tables  # puts the project's folder on the path
 import torch
 from tqdm import tqdm
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import tables
 
 import train
 from msfn import MODALITIES, MSFN, attention_mask, pack, task_loss, triplet_loss
@@ -242,7 +240,7 @@ def compare(run: train.Run, config: train.Config, repeats: int) -> str:
         ["peak memory", f"{memory:.2f} GB"],
         ["of an epoch, outside the steps", f"{100 * outside(run, config, optimizer):.2f} %"],
     ]
-    return tables.markdown(["", f"median of {repeats} batches"], rows)
+    return tables.markdown(["", f"median of {len(batches)} batches"], rows)
 
 
 def real_positions(batches: list[train.data.Batch], model: MSFN) -> float:
@@ -289,6 +287,7 @@ def growth(run: train.Run, config: train.Config) -> str:
     return tables.markdown(["a step of", "seconds", "tokens/s"], rows)
 
 
+@train.clean_exit()
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -300,8 +299,11 @@ def main():
     parser.add_argument("--repeats", type=int, default=10, help="batches compared (10)")
     parser.add_argument("options", nargs="*", help="after --: train.py's own options")
     typed = parser.parse_args()
-    own = train.build_parser()
-    options = vars(own.parse_args(typed.options))
+    if typed.repeats < 1:
+        raise train.UserError(f"--repeats must be at least 1, not {typed.repeats}")
+    options = vars(train.build_parser().parse_args(typed.options))
+    if instead := {"resume", "evaluate", "predict"} & set(options):
+        raise train.UserError(f"--{min(instead)} has no place here: what is timed is a new run")
     with get_context("spawn").Pool(1) as pool:
         print(pool.apply(triplets), end="\n\n", flush=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -312,7 +314,9 @@ def main():
             options.setdefault("dataset", "synthetic")
         if typed.base:
             options["bert"] = str(bert_base(options.get("bert", train.Config.bert), Path(folder)))
-        config = train.configure(options, own)
+        config = train.configure(options)
+        if "l" not in config.modalities:
+            raise train.UserError("the floor of a step is BERT's: leave language in --modalities")
         run = train.prepare(config)
         print(
             f"\n{run.device}, {torch.get_num_threads()} threads, batch {config.batch_size}, "
@@ -324,7 +328,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (train.UserError, train.data.DataError) as error:
-        sys.exit(print(f"error: {error}", file=sys.stderr) or 2)
+    main()

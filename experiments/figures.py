@@ -14,7 +14,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from safetensors.torch import load_file
 
 try:
     import matplotlib
@@ -24,8 +23,7 @@ try:
 except ImportError:
     sys.exit(print("error: figures need matplotlib: pip install matplotlib", file=sys.stderr) or 2)
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import similarity
+import similarity  # puts the project's folder on the path
 
 import train
 
@@ -42,7 +40,7 @@ def curves(folder: Path, config: train.Config):
         f"L^a  (α = {config.alpha:g})": [("train", "adversarial")],
         f"L^d  (β = {config.beta:g})": [("train", "distance")],
         f"L^rl  (γ = {config.gamma:g})": [("train", "reconstruction")],
-        "D(real), D(fake); chance 0.5": [("train", "d_real"), ("train", "d_fake")],
+        "D(real), D(fake)": [("train", "d_real"), ("train", "d_fake")],
         "MAE and Corr on valid": [("valid", "mae"), ("valid", "corr")],
     }
     if all("h_cmd" in entry.get("observed", {}) for entry in log):  # a run of similarity.py
@@ -102,15 +100,11 @@ def draw_predictions(folder: Path, y_hat: np.ndarray, y: np.ndarray):
     figure.savefig(folder / "predictions.png", dpi=120)
 
 
+@train.clean_exit()
 def main(folder: Path):
-    config = train.read_config(folder)
-    if not (folder / train.WEIGHTS).exists():
-        raise train.UserError(f"{folder} holds no trained model yet")
-    run = train.prepare(config)  # as the run began: same seed, same weights
-    before = features(run, config)
-    run.model.load_state_dict(load_file(folder / train.WEIGHTS, device=str(run.device)))
+    run, config, before, after = similarity.before_and_after(folder, features)
     curves(folder, config)
-    draw_features(folder, before, features(run, config))
+    draw_features(folder, before, after)
     draw_predictions(folder, *train.predict(run, run.segments["valid"], config))
     print(*(folder / f"{name}.png" for name in ("curves", "features", "predictions")), sep="\n")
 
@@ -118,7 +112,4 @@ def main(folder: Path):
 if __name__ == "__main__":
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         sys.exit(__doc__)
-    try:
-        main(Path(sys.argv[1]))
-    except (train.UserError, train.data.DataError) as error:
-        sys.exit(print(f"error: {error}", file=sys.stderr) or 2)
+    main(Path(sys.argv[1]))

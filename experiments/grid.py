@@ -27,8 +27,10 @@ GRID = {  # Table 1's values are among them; the paper names neither its grid no
 
 
 def trials(number: int | None, seed: int) -> list[dict[str, float]]:
-    """All points of the grid, or a random sample of them without repeats."""
+    """All points of the grid, or a random sample without repeats. Raises UserError for too many."""
     points = [dict(zip(GRID, values, strict=True)) for values in itertools.product(*GRID.values())]
+    if number is not None and not 1 <= number <= len(points):
+        raise train.UserError(f"--random must be in 1 … {len(points)}, not {number}")
     return points if number is None else random.Random(seed).sample(points, number)
 
 
@@ -49,6 +51,7 @@ def write_csv(runs: Path) -> list[dict]:
     return rows
 
 
+@train.clean_exit()
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

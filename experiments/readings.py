@@ -90,6 +90,7 @@ def add_observed(runs: Path, row: str, results: list[dict]):
         found["observed"] = lines[found["epoch"]].get("observed", {})
 
 
+@tables.train.clean_exit()
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

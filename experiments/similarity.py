@@ -29,13 +29,11 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+import tables  # puts the project's folder on the path
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import tables
 
 import train
 from msfn import MODALITIES, sentiment_classes
@@ -119,7 +117,8 @@ def triplets(h: Tensor, y: Tensor, margin: float) -> Tensor:
 
     h: (N, d), y: (N,) classes -> (3,)
     """
-    distance, sums = torch.cdist(h, h), torch.zeros(4)
+    distance = torch.cdist(h, h, compute_mode="donot_use_mm_for_euclid_dist")
+    sums = torch.zeros(4)
     for a in range(len(h)):
         positive, negative = y == y[a], y != y[a]
         positive[a] = False
@@ -152,21 +151,26 @@ def similarity(run: train.Run, config: train.Config) -> dict[str, float]:
     return result
 
 
-def of_run(folder: Path) -> dict[str, dict[str, float]]:
-    """Before training (same seed, same weights) and at the best epoch."""
+def before_and_after(folder: Path, measure) -> tuple[train.Run, train.Config, dict, dict]:
+    """A run at its best epoch, and what measure(run, config) found before training and there.
+
+    Raises UserError if `folder` holds no trained model.
+    """
     config = train.read_config(folder)
     if not (folder / train.WEIGHTS).exists():
         raise train.UserError(f"{folder} holds no trained model yet")
-    run = train.prepare(config)
-    before = similarity(run, config)
+    run = train.prepare(config)  # as the run began: same seed, same weights
+    before = measure(run, config)
     run.model.load_state_dict(load_file(folder / train.WEIGHTS, device=str(run.device)))
-    return {f"{folder.name}, before": before, f"{folder.name}, best epoch": similarity(run, config)}
+    return run, config, before, measure(run, config)
 
 
+@train.clean_exit()
 def main(folders: list[Path]):
     rows = {}
     for folder in folders:
-        rows |= of_run(folder)
+        _, _, before, after = before_and_after(folder, similarity)
+        rows |= {f"{folder.name}, before": before, f"{folder.name}, best epoch": after}
     names = list(dict.fromkeys(name for found in rows.values() for name in found))
     lines = [
         [row, *(f"{found[n]:.3f}" if n in found else "–" for n in names)]
@@ -181,7 +185,4 @@ if __name__ == "__main__":
     elif len(sys.argv) == 1 or sys.argv[1].startswith("-"):
         sys.exit(__doc__)
     else:
-        try:
-            main([Path(name) for name in sys.argv[1:]])
-        except (train.UserError, train.data.DataError) as error:
-            sys.exit(print(f"error: {error}", file=sys.stderr) or 2)
+        main([Path(name) for name in sys.argv[1:]])

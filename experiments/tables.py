@@ -3,7 +3,7 @@
     python experiments/tables.py --table 2 --seeds 5                        # MOSI
     python experiments/tables.py --table 3 --seeds 5                        # MOSEI
     python experiments/tables.py --table 4 --seeds 5 --jobs 2 -- --bert FOLDER --data FILE
-    python experiments/tables.py --table 4 --from runs/tables               # from results.json alone
+    python experiments/tables.py --table 4 --from runs/tables/mosi          # from results.json alone
 
 What follows `--` goes to train.py as it is. A finished run is not run again and a broken one is
 resumed, so the same command goes on where it stopped. All seeds are shown and none is dropped. Every
@@ -61,7 +61,7 @@ def folder_of(runs: Path, row: str, seed: int) -> Path:
 
 
 def run(folder: Path, argv: list[str], threads: int, script: list[str] = TRAIN):
-    """Train, or go on, or do nothing if it is done. Raises SystemExit if it fails."""
+    """Train, or go on, or do nothing if it is done. Raises UserError if it fails."""
     if (folder / "results.json").exists():
         return
     begun = (folder / "config.json").exists()
@@ -72,27 +72,28 @@ def run(folder: Path, argv: list[str], threads: int, script: list[str] = TRAIN):
         argv = ["--resume", str(folder)] if begun else new
         command = [sys.executable, *script, *argv]
         if subprocess.call(command, env=environment, stdout=log, stderr=log):
-            raise SystemExit(f"error: {folder.name} failed; {log.name} says why")
+            raise train.UserError(f"{folder.name} failed; {log.name} says why")
     print(f"done: {folder.name}", file=sys.stderr, flush=True)
 
 
 def same_options(folder: Path, argv: list[str]):
-    """Raises SystemExit if the run in `folder` was made with other options than `argv`."""
+    """Raises UserError if the run in `folder` was made with other options than `argv`."""
+    asked = asdict(train.configure(vars(train.build_parser().parse_args(argv))))
     if not (folder / "config.json").exists():
         return
-    parser = train.build_parser()
-    asked = asdict(train.configure(vars(parser.parse_args(argv)), parser))
     found = asdict(train.read_config(folder))
-    for key in set(asked) - {"name", "runs"}:
+    for key in set(asked) - {"name", "runs"} - ({"data"} if asked["data"] is None else set()):
         if found[key] != asked[key]:
-            raise SystemExit(
-                f"error: {folder} was run with {key} = {found[key]}, not {asked[key]}: "
+            raise train.UserError(
+                f"{folder} was run with {key} = {found[key]}, not {asked[key]}: "
                 "choose another folder with --runs"
             )
 
 
 def run_all(work: dict[Path, list[str]], jobs: int, script: list[str] = TRAIN):
-    """{folder: what to type after train.py}, `jobs` at a time."""
+    """{folder: what to type after train.py}, `jobs` at a time. Raises UserError."""
+    if jobs < 1:
+        raise train.UserError(f"--jobs must be at least 1, not {jobs}")
     for folder, argv in work.items():
         same_options(folder, argv)
     threads = max(1, (os.cpu_count() or 1) // jobs)
@@ -149,8 +150,10 @@ def main_table(table: int, results: dict[str, list[dict]]) -> str:
         spread = {c: statistics.stdev(v) if len(v) > 1 else None for c, v in columns.items()}
         name = f"**{row}**, {len(runs)} seed{'s' * (len(runs) > 1)}"
         rows.append([name, *(cell(c, v, spread[c]) for c, v in columns.items())])
-        for i, found in enumerate(runs if len(runs) > 1 else []):
-            rows.append([f"run {i + 1}", *(cell(c, [found["test"][c]], None) for c in COLUMNS)])
+        for found in runs if len(runs) > 1 else []:
+            rows.append(
+                [f"seed {found['seed']}", *(cell(c, [found["test"][c]], None) for c in COLUMNS)]
+            )
     return markdown(["", *HEADS], rows)
 
 
@@ -167,6 +170,7 @@ def difference_table(results: dict[str, list[dict]]) -> str:
     return markdown(["paired difference", *HEADS], rows)
 
 
+@train.clean_exit()
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -191,8 +195,8 @@ def main():
                 work[folder_of(runs, row, seed)] = ["--dataset", dataset, *argv]
         run_all(work, typed.jobs)
     results = collect(runs, rows, seeds)
-    if not results:
-        parser.error(f"{runs} holds no results.json of {', '.join(rows)}")
+    if not results or any("test" not in run for found in results.values() for run in found):
+        parser.error(f"{runs} holds no results.json with test of {', '.join(rows)}")
     print(main_table(typed.table, results))
     complete = len({len(found) for found in results.values()}) == 1
     if len(results) > 1 and complete and len(next(iter(results.values()))) > 1:
