@@ -2358,7 +2358,7 @@ def test_readings_change_one_thing_and_show_the_difference(tmp_path, monkeypatch
     readings.main()
     said = capsys.readouterr().out
     assert "| 0.850 ± 0.071 |  | 0.700 ± 0.000 |" in said and "| 0.100 ± 0.000 |" in said
-    assert "| Eq. 3: [CLS] | – | 0.90 |" in said
+    assert "| cls, Eq. 3: [CLS] | – | 0.90 |" in said
     for path in tmp_path.rglob("results.json"):  # as after --no-test
         found = json.loads(path.read_text())
         path.write_text(json.dumps({name: found[name] for name in ("epoch", "valid")}))

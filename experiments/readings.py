@@ -19,7 +19,7 @@ import numpy as np
 import tables
 
 READINGS = {  # name: (what it reads, train.py's options)
-    "default": ("Table 1 and the defaults", ""),
+    "default": ("Table 1", ""),
     "bounded": ("Eqs. 5–7: log(1 − D(fake))", "--adversarial bounded"),
     "sign": ("Eq. 9: classes by sign", "--classes sign"),
     "triplet-sum": ("Eq. 9: sum", "--triplet-reduction sum"),
@@ -43,6 +43,10 @@ READINGS = {  # name: (what it reads, train.py's options)
     "plain": ("α = β = γ = 0", "--alpha 0 --beta 0 --gamma 0"),
     "text": ("text alone", "--modalities l"),
     "text-plain": ("text alone, α = β = γ = 0", "--modalities l --alpha 0 --beta 0 --gamma 0"),
+    "text-plain-segment": (
+        "the same, Eq. 13 over the segment",
+        "--modalities l --alpha 0 --beta 0 --gamma 0 --attention segment",
+    ),
 }
 OBSERVED = {"x_probe": "probe x", "h_probe": "probe h", "x_cmd": "CMD x", "h_cmd": "CMD h"}
 OBSERVED |= {
@@ -68,7 +72,7 @@ def metrics_table(results: dict[str, list[dict]]) -> str:
                 if c == "mae":
                     those = [run[split][c] for run in results[base]]
                     cells.append("" if row == base else tables.paired(c, values, those))
-        rows.append([READINGS[row][0], *cells])
+        rows.append([f"{row}, {READINGS[row][0]}", *cells])
     names = [f"{split} {c}" for split in splits for c in ("MAE", "− default", "Corr")]
     return tables.markdown([f"{len(results[base])} seeds", *names], rows)
 
@@ -78,7 +82,9 @@ def similarity_table(results: dict[str, list[dict]]) -> str:
     rows = []
     for row, runs in results.items():
         means = [np.mean([run["observed"].get(name, np.nan) for run in runs]) for name in OBSERVED]
-        rows.append([READINGS[row][0], *("–" if np.isnan(x) else f"{x:.2f}" for x in means)])
+        rows.append(
+            [f"{row}, {READINGS[row][0]}", *("–" if np.isnan(x) else f"{x:.2f}" for x in means)]
+        )
     return tables.markdown(["on valid", *OBSERVED.values()], rows)
 
 
