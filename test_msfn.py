@@ -2334,6 +2334,23 @@ def test_only_over_the_batch_does_a_prediction_drift():
     close(torch.from_numpy(one), torch.from_numpy(two), atol=1e-5)
 
 
+def test_the_game_moves_generators_and_discriminators_alone(monkeypatch, capsys):
+    game, kept = script("game"), []
+
+    def prepared(config, prepare=train.prepare):
+        run = prepare(config)
+        kept.extend((run.model, {n: p.detach().clone() for n, p in run.model.named_parameters()}))
+        return run
+
+    monkeypatch.setattr(train, "prepare", prepared)
+    monkeypatch.setattr(sys, "argv", ["game.py", "--steps", "1", "--", "--d", "16"])
+    game.main()
+    model, before = kept
+    moved = {n.split(".")[0] for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    assert moved == {"generators", "discriminators"}
+    assert capsys.readouterr().out.count("\n| ") == 4  # head, rule, steps 0 and 1
+
+
 def test_readings_change_one_thing_and_show_the_difference(tmp_path, monkeypatch, capsys):
     readings = script("readings")
     parser = train.build_parser()

@@ -35,6 +35,7 @@ READINGS = {  # name: (what it reads, train.py's options)
     "cls": ("Eq. 3: [CLS]", "--pooling cls"),
     "bert-5e-5": ("BERT's learning rate 5e-5", "--bert-learning-rate 5e-5"),
     "bert-2e-5": ("BERT's learning rate 2e-5", "--bert-learning-rate 2e-5"),
+    "rest-1e-3": ("1e-3 but for BERT", "--learning-rate 1e-3 --bert-learning-rate 1e-4"),
     "alpha-0": ("α = 0", "--alpha 0"),
     "alpha-1": ("α = 1", "--alpha 1"),
     "alpha-5": ("α = 5", "--alpha 5"),

@@ -40,14 +40,16 @@ from msfn import MODALITIES, sentiment_classes
 
 
 @torch.no_grad()
-def embed(run: train.Run, config: train.Config) -> dict[str, dict[str, Tensor]]:
-    """{"x", "h", "y", "video"}: {m: of the valid segments that have m}; x and h: (N_m, d)
+def embed(
+    run: train.Run, config: train.Config, split: str = "valid"
+) -> dict[str, dict[str, Tensor]]:
+    """{"x", "h", "y", "video"}: {m: of the segments of a split that have m}; x and h: (N_m, d)
 
     A modality that no segment has is in none of them.
     """
     run.model.eval()
     found = {name: {m: [] for m in MODALITIES} for name in ("x", "h", "y", "video")}
-    for batch in train.loader(run.segments["valid"], config):
+    for batch in train.loader(run.segments[split], config):
         batch = train.to_device(batch, run.device)
         output = run.model(batch.inputs, batch.video)
         for m in MODALITIES:
