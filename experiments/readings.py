@@ -6,8 +6,8 @@
 
 What follows `--` goes to train.py as it is. Runs are measured at each epoch by similarity.py, choose
 their epoch on valid and read test once (never after `-- --no-test`); finished ones are not run
-again. The default of a reading is what the valid columns support; within noise the paper's print
-wins.
+again. The default of a reading is what the valid columns support, within the paper's words; within
+noise the paper's print wins.
 """
 
 import argparse
