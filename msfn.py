@@ -25,100 +25,20 @@ Glossary (code, paper, meaning):
     alpha, beta, gamma  α, β, γ     weights of L^a, L^d, L^rl in Eq. 16
     margin          δ               margin of the triplet loss
 
-Every component can be copied into another project: the losses need torch and, where they call it,
-`mean`; BERTs needs `pack` and transformers. Where the code differs from the print, `Paper:` /
-`Here:` / `Why:` say so on the spot.
+A component can be copied alone: it needs torch and nothing else of this file but, where it calls
+one, the function above it. Where the code differs from the print, `Paper:` / `Here:` / `Why:` say so.
+Figures 1 and 2 of the paper were not available to us, only its text: how many layers LSTMs, G, D, E
+and f have, and of what width, is our choice.
 """
 
-import json
-from dataclasses import dataclass, field, fields
-from pathlib import Path
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 MODALITIES = ("a", "v", "l")
-
-
-# ── Configuration: Table 1 and the choices that the paper leaves open ─────────────────────────────
-
-
-def option(default, help: str, choices: tuple = ()):
-    """A dataclass field that carries its help text and legal values to the command line."""
-    return field(default=default, metadata={"help": help, "choices": choices})
-
-
-@dataclass
-class MSFNConfig:
-    """Table 1 (MOSI's column by default) and one field for each choice that the paper leaves open.
-
-    Raises ValueError, naming field and value, for a choice that does not exist, a size or learning
-    rate that is not positive, or a dropout rate outside [0, 1).
-    """
-
-    d: int = option(128, "d: width shared by all modalities")
-    alpha: float = option(0.2, "α: weight of the adversarial loss L^a")
-    beta: float = option(0.5, "β: weight of the distance loss L^d")
-    gamma: float = option(0.2, "γ: weight of the reconstruction loss L^rl")
-    learning_rate: float = option(1e-4, "r: learning rate")
-    batch_size: int = option(64, "segments in a batch")
-    dropout: float = option(0.1, "Drop: dropout rate")
-
-    bert: str = option(
-        "google-bert/bert-base-uncased", "language encoder: hub name or local folder"
-    )
-    pooling: str = option("mean", "Eq. 3: one vector of BERT's last layer", ("mean", "cls"))
-    lstm_width: int = option(64, "Eqs. 1, 2: width of each direction of the Bi-LSTM")
-    adversarial: str = option(
-        "literal", "Eqs. 5–7: −log D(fake) or log(1 − D(fake))", ("literal", "bounded")
-    )
-    margin: float = option(1.0, "δ: margin of Eq. 9")
-    classes: str = option(
-        "seven", "Eq. 9: classes of the label, Acc-7's or its sign", ("seven", "sign")
-    )
-    triplet_reduction: str = option("mean", "Eq. 9: over the valid triplets", ("mean", "sum"))
-    triplet_normalize: bool = option(False, "Eq. 9: distances between h scaled to length 1")
-    reconstruction_reduction: str = option(
-        "mean", "Eq. 12: over segments and features", ("mean", "sum")
-    )
-    detach_target: bool = option(False, "Eq. 12: no gradient through the target x_m")
-    attention: str = option(
-        "video", "Eq. 13: which segments a segment attends to", ("video", "batch", "segment")
-    )
-    task_reduction: str = option("mean", "Eq. 15: over the segments", ("mean", "sum"))
-
-    def __post_init__(self):
-        for name, spec in self.__dataclass_fields__.items():
-            value, choices = getattr(self, name), spec.metadata["choices"]
-            if choices and value not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
-        for name in ("d", "batch_size", "lstm_width"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be positive, not {self.learning_rate}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be at least 0 and below 1, not {self.dropout}")
-
-    @classmethod
-    def preset(cls, dataset: str, /, **typed) -> "MSFNConfig":
-        """Defaults < Table 1's column for "mosi" or "mosei" < what the user typed.
-
-        Raises ValueError for another data set.
-        """
-        if dataset not in TABLE_1:
-            raise ValueError(f"dataset must be one of {', '.join(TABLE_1)}, not {dataset!r}")
-        return cls(**{**TABLE_1[dataset], **typed})
-
-
-HYPER = ("d", "alpha", "beta", "gamma", "learning_rate", "batch_size", "dropout")
-TABLE_1 = {
-    "mosi": dict(zip(HYPER, (128, 0.2, 0.5, 0.2, 1e-4, 64, 0.1), strict=True)),
-    "mosei": dict(zip(HYPER, (256, 0.4, 0.3, 0.1, 1e-4, 16, 0.1), strict=True)),
-}
-
 
 # ── 3.2 Multimodal data embedding: Eqs. 1–3 ───────────────────────────────────────────────────────
 
@@ -128,137 +48,71 @@ class LSTMs(nn.Module):
 
     A Bi-LSTM and a Dense layer "to receive … the LSTM end state": the forward direction's state
     after the last true frame beside the backward direction's after the first. The backward
-    direction is a second LSTM that reads each sequence from its last true frame to its first.
-    Padding is never read: past its end a sequence stays at its last frame, and those states are
-    not used. An empty sequence (no face, no speech) leaves both LSTMs in their initial state, zero.
+    direction is a second LSTM that reads each sequence flipped inside its true length. An empty
+    sequence (no face, no speech) leaves both in their initial state, zero.
 
-    X: (B, T, d_m) float, lengths: (B,) int64 on the CPU, each in 0..T -> (B, d). Raises
-    IndexError for a length > T.
+    X: (B, T, d_m) float, T ≥ 1, finite padding on the right, lengths: (B,) int64, each in 0..T
+    -> (B, d) float. Raises IndexError for a length > T.
     """
 
     def __init__(self, d_m: int, d: int, width: int = 64, dropout: float = 0.1):
         super().__init__()
+        # Not one packed, bidirectional LSTM: on a CPU its backward pass takes time quadratic in T.
         self.forward_lstm = nn.LSTM(d_m, width, batch_first=True)
         self.backward_lstm = nn.LSTM(d_m, width, batch_first=True)
         self.dropout = nn.Dropout(dropout)
         self.dense = nn.Linear(2 * width, d)
 
     def forward(self, X: Tensor, lengths: Tensor) -> Tensor:
-        end = X.new_zeros(len(X), self.dense.in_features)
-        rows = lengths.nonzero().squeeze(1)
-        if len(rows):
-            last = (lengths[rows] - 1).to(X.device)
-            steps = torch.arange(int(lengths.max()), device=X.device)
-            orders = {  # (rows, T): the frames as each direction reads them
-                self.forward_lstm: steps.minimum(last[:, None]),  # 0, 1, …, last, last, …
-                self.backward_lstm: (last[:, None] - steps).clamp(min=0),  # last, …, 1, 0, 0, …
-            }
-            rows, every = rows.to(X.device), torch.arange(len(rows), device=X.device)
-            # Not packed: on a CPU the backward pass of a packed LSTM takes time quadratic in T.
-            states = [
-                lstm(X[rows[:, None], order])[0][every, last]  # (rows, width)
-                for lstm, order in orders.items()
-            ]
-            end = end.index_copy(0, rows, torch.cat(states, dim=-1).to(end.dtype))
+        n = lengths.to(X.device)[:, None]  # (B, 1)
+        rows = torch.arange(len(X), device=X.device)[:, None]
+        steps = torch.arange(X.shape[1], device=X.device)
+        last = (n - 1).clamp(min=0)
+        flipped = X[rows, torch.where(steps < n, n - 1 - steps, steps)]  # (B, T, d_m)
+        ahead = self.forward_lstm(X)[0][rows, last]  # (B, 1, width)
+        back = self.backward_lstm(flipped)[0][rows, last]
+        end = torch.cat([ahead, back], dim=-1).squeeze(1) * (n > 0)  # (B, 2 width)
         return self.dense(self.dropout(end))
 
 
 class BERTs(nn.Module):
     """Eq. 3:  x_l = BERTs(X_l; θ_l^bert)
 
-    A pre-trained encoder and a Dense layer. The paper does not say which of BERT's outputs the
-    Dense layer takes: here the mean of the last layer over the true tokens ("mean") or its first
-    position ("cls"). Sentences are packed end to end into a few rows, so that little of the work is
-    padding; each has its own positions and attends to itself alone.
+    A pre-trained encoder and a Dense layer.
 
-    bert: hub name or local folder for transformers.AutoModel, or an encoder module already made. Of
-    another kind than BERT, it gets a row a sentence: others count positions in ways of their own.
-    row_length: tokens in a packed row, more only where a sentence has more.
-    input_ids: (B, T) int64, right-padded, lengths: (B,) int64 on the CPU, each in 0..T (0: no
-    words) -> (B, d) float.
-    Raises ValueError for another pooling, IndexError for a length > T, and OSError (from
-    transformers) for a name or folder that holds no model.
+    The paper does not say which of BERT's outputs the Dense layer takes: here the mean of the last
+    layer over the true tokens ("mean") or its first position ("cls").
+
+    bert: any encoder of transformers: called with input_ids and attention_mask, it gives a
+    last_hidden_state (B, T, D).
+    input_ids: (B, T) int64, T ≥ 1, padded on the right, lengths: (B,) int64, each in 0..T (0: no
+    words) -> (B, d) float. Raises KeyError for another pooling.
     """
 
-    def __init__(
-        self,
-        bert: str | nn.Module,
-        d: int,
-        pooling: str = "mean",
-        dropout: float = 0.1,
-        row_length: int = 64,
-    ):
+    def __init__(self, bert: nn.Module, d: int, pooling: str = "mean", dropout: float = 0.1):
         super().__init__()
-        if pooling not in ("mean", "cls"):
-            raise ValueError(f"pooling must be 'mean' or 'cls', not {pooling!r}")
-        if isinstance(bert, str):
-            from transformers import AutoModel
-
-            bert = AutoModel.from_pretrained(bert)
-        if getattr(bert, "pooler", None) is not None:
-            bert.pooler = None  # serves next-sentence prediction; here it would get no gradient
         self.bert, self.pooling = bert, pooling
-        self.row_length = row_length if bert.config.model_type == "bert" else 0
         self.dropout = nn.Dropout(dropout)
         self.dense = nn.Linear(bert.config.hidden_size, d)
 
     def forward(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
-        pooled = self.dense.weight.new_zeros(len(input_ids), self.dense.in_features)
-        if lengths.any():
-            # What goes where is found on the CPU: a GPU need not be waited for.
-            sentence, position = pack(lengths, self.row_length)
-            whole = self.pooling == "mean"
-            taken = (sentence >= 0) & (whole | (position == 0))  # (R, W)
-            number = lengths.clamp(min=1) if whole else torch.ones_like(lengths)  # of states each
-            parts = sentence, position, taken.flatten().nonzero()[:, 0], sentence[taken], number
-            sentence, position, where, whose, number = (t.to(input_ids.device) for t in parts)
-            if self.row_length:
-                itself = sentence[:, None, :, None] == sentence[:, None, None, :]  # (R, 1, W, W)
-                limits = {"attention_mask": itself, "position_ids": position}
-            else:
-                limits = {"attention_mask": sentence >= 0}
-            states = self.bert(input_ids[sentence, position], **limits).last_hidden_state
-            states = states.flatten(0, 1)[where].to(pooled.dtype)  # (states taken, D)
-            pooled = pooled.index_add(0, whose, states) / number[:, None]
-        return self.dense(self.dropout(pooled))
+        steps = torch.arange(input_ids.shape[1], device=input_ids.device)
+        mask = steps < lengths.to(input_ids.device)[:, None]  # (B, T)
+        first = steps == 0
+        # An empty sentence attends to its first padding, since a softmax over nothing is NaN.
+        states = self.bert(input_ids, attention_mask=(mask | first).long()).last_hidden_state
+        taken = {"mean": mask, "cls": mask & first}[self.pooling].to(self.dense.weight.dtype)
+        pooled = (states * taken[:, :, None]).sum(1) / taken.sum(1, keepdim=True).clamp(min=1)
+        return self.dense(self.dropout(pooled))  # (B, D) -> (B, d)
 
 
-def pack(lengths: Tensor, row_length: int) -> tuple[Tensor, Tensor]:
-    """First fit: which token of which sentence stands where in R rows.
-
-    row_length: tokens in a row, or those of the longest sentence if it has more; 0: a row a
-    sentence
-
-    lengths: (B,) int64 on the CPU, not all 0 -> sentence: (R, W) int64, -1 where there is none;
-    position in it: (R, W) int64, 0 where there is none
-    """
-    width, rows, free = max(row_length, int(lengths.max())), [], []
-    for i in lengths.argsort(descending=True, stable=True).tolist():
-        n = int(lengths[i])
-        if n == 0:
-            break
-        r = next((r for r, left in enumerate(free) if row_length and left >= n), len(rows))
-        if r == len(rows):
-            rows.append([])
-            free.append(width)
-        rows[r].append(i)
-        free[r] -= n
-    sentence = torch.full((len(rows), width - min(free)), -1)
-    position = torch.zeros_like(sentence)
-    for r, row in enumerate(rows):
-        used = width - free[r]
-        sentence[r, :used] = torch.tensor(row).repeat_interleave(lengths[row])
-        position[r, :used] = torch.cat([torch.arange(n) for n in lengths[row].tolist()])
-    return sentence, position
-
-
-# ── 3.3 Multimodal similarity learning: Eq. 4 ─────────────────────────────────────────────────────
+# ── 3.3, 3.3.1 Multimodal similarity learning, adversarial loss: Eqs. 4–8 ──────────────────────────
 
 
 class Generator(nn.Sequential):
     """Eq. 4:  h_m = G_m(x_m; θ_m^G)
 
-    The unimodal encoder into the shared subspace. Its layers are in Figure 2, which gives no text.
+    The unimodal encoder into the shared subspace.
 
     x: (B, d) float -> (B, d) float
     """
@@ -285,48 +139,35 @@ class Discriminator(nn.Module):
         return self.layers(h).squeeze(-1)
 
 
-# ── 3.3.1 Multimodal adversarial loss: Eqs. 5–8 ───────────────────────────────────────────────────
+def minimax_loss(real: Tensor, fakes: list[Tensor], form: str = "literal") -> Tensor:
+    """Eqs. 5–7:  L_m = E[ log D_m(G_m(x_m)) − Σ_{k≠m} log D_m(G_k(x_k)) ]        for m = l, a, v
 
-
-def adversarial_loss(
-    logits: dict[str, dict[str, Tensor]], form: str = "literal"
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Eqs. 5–7:  L_m = E[ log D_m(G_m(x_m)) − Σ_{k≠m} log D_m(G_k(x_k)) ]  for m = l, a, v
-    Eq. 8:       L^a = (L_l + L_a + L_v) / 3
-
-    The value of a minimax game: the discriminators *ascend* it, everything else descends it. Give
+    The value of a minimax game: the discriminator D_m *ascends* it, everything else descends it. Give
     the discriminators' parameter group `maximize=True` (see `MSFN.parameter_groups`) and one
     backward pass serves both sides.
 
     form "literal": as printed. The discriminators can raise −log D(fake) without bound.
-    form "bounded": the GAN's own,  L_m = E[ log D_m(G_m(x_m)) + Σ_{k≠m} log(1 − D_m(G_k(x_k))) ],
-    at most 0. Both push each logit the same way. On the fakes the literal form is the generator's
-    "non-saturating" one (Goodfellow et al., 2014): where D → 0 its gradient stays at 1 and the
-    bounded one's vanishes. Of three modalities that are alike, one real and two fakes, the best
-    D_m says 1/3 in the bounded form; in the literal form it falls to 0 and L_m rises for ever.
+    form "bounded": log(1 − D(fake)) instead, the usual GAN's value, with the same two players.
 
-    Each E is over its own samples x_k ~ P(x_k): a segment in which modality k is empty is no sample
-    of it, so the nine vectors may differ in length. Without fakes of k its term is 0; without a
-    real m, or without any fake, there is nothing to tell apart and L_m is 0.
-
-    logits[m][k]: (B_k,) float, any magnitude -> L^a: (), {m: L_m: ()}. Raises ValueError for
+    real: (B_m,) logits z of D_m(G_m(x_m)) = σ(z); fakes: for each other k (B_k,) those of
+    D_m(G_k(x_k)) -> (), 0 if there is no sample of m or none of the others. Raises KeyError for
     another form.
     """
-    if form not in ("literal", "bounded"):
-        raise ValueError(f"form must be 'literal' or 'bounded', not {form!r}")
-    losses = {}
-    for m, row in logits.items():
-        real, fake = F.logsigmoid(row[m]), [z for k, z in row.items() if k != m]
-        # log(1 − σ(z)) = log σ(−z)
-        fake = [-F.logsigmoid(z) if form == "literal" else F.logsigmoid(-z) for z in fake]
-        game = len(real) and sum(map(len, fake))
-        losses[m] = mean(real) + sum(map(mean, fake)) if game else row[m].sum() * 0
-    return sum(losses.values()) / len(losses), losses
+    # log(1 − σ(z)) = log σ(−z), which is finite where 1 − σ(z) rounds to 0
+    against = {"literal": lambda z: -F.logsigmoid(z), "bounded": lambda z: F.logsigmoid(-z)}[form]
+    fakes = [z for z in fakes if len(z)]
+    if len(real) == 0 or not fakes:
+        return real.sum() * 0
+    return F.logsigmoid(real).mean() + sum(against(z).mean() for z in fakes)
 
 
-def mean(values: Tensor) -> Tensor:
-    """The mean of all elements; 0 of none, where torch says NaN. values: any shape -> ()"""
-    return values.sum() / max(values.numel(), 1)
+def adversarial_loss(logits: dict[str, dict[str, Tensor]], form: str = "literal") -> Tensor:
+    """Eq. 8:  L^a = (L_l + L_a + L_v) / 3
+
+    logits[m][k]: (B_k,) of D_m(G_k(x_k)), before the sigmoid, for each pair of modalities -> ()
+    """
+    terms = [minimax_loss(z[m], [z[k] for k in z if k != m], form) for m, z in logits.items()]
+    return sum(terms) / len(terms)
 
 
 # ── 3.3.2 Distance metric loss: Eqs. 9, 10 ────────────────────────────────────────────────────────
@@ -339,34 +180,39 @@ def sentiment_classes(y: Tensor, kind: str = "seven") -> Tensor:
     Here:  "seven": −3 … 3, those of Acc-7 (round half to even); "sign": negative, zero, positive.
     Why:   equality of the raw labels would make almost every segment a class of its own.
 
-    y: (B,) float -> (B,) int64. Raises ValueError for another kind.
+    y: (B,) float -> (B,) int64. Raises KeyError for another kind.
     """
-    if kind not in ("seven", "sign"):
-        raise ValueError(f"kind must be 'seven' or 'sign', not {kind!r}")
-    return (y.clamp(-3, 3).round() if kind == "seven" else y.sign()).long()
+    return {"seven": y.clamp(-3, 3).round(), "sign": y.sign()}[kind].long()
 
 
 def triplet_loss(h: Tensor, y: Tensor, margin: float = 1.0, reduction: str = "mean") -> Tensor:
     """Eq. 9:  L^d_m = Σ_{a,p,n : y_a = y_p ≠ y_n} [ d_{a,p} − d_{a,n} + δ ]₊,    p ≠ a
 
-    d_{i,j} is the Euclidean distance between rows i and j.
+    d_{i,j} is the Euclidean distance between rows i and j. The same in B³ memory, to read first:
 
-    Paper: the sum without the hinge [·]₊.
-    Here:  the hinge; and the mean over all valid triplets, or the sum on request.
+        same = y[:, None] == y[None, :]
+        positive = same & ~torch.eye(len(y), dtype=torch.bool)
+        valid = positive[:, :, None] & ~same[:, None, :]  # [a, p, n]
+        d = torch.cdist(h, h)
+        loss = (d[:, :, None] - d[:, None, :] + margin).clamp(min=0)[valid].mean()
+
+    Paper: the sum without the hinge [·]₊, and δ without a value.
+    Here:  the hinge; δ = 1; and the mean over all valid triplets, or the sum on request.
     Why:   the text wants the positive nearer "by a boundary value", as FaceNet (its ref. 21) does;
            without the hinge the margin has no effect and negatives are pushed away for ever. The
            sum grows as B³, so no β would fit two batch sizes.
 
-    All valid triplets, exactly, in O(B² (d + log B)) time and O(B²) memory. Inside its hinge the loss is
-    linear: each triplet with d_an < d_ap + δ adds d_ap once, −d_an once and δ once. So it is enough
-    to *count* these triplets, by binary search in each anchor's sorted distances: for each positive
-    its negatives, for each negative its positives.
+    All valid triplets, exactly, in O(B² (d + log B)) time and O(B²) memory. Inside its hinge the loss
+    is linear: each triplet with d_an < d_ap + δ adds d_ap once, −d_an once and δ once. So it is
+    enough to *count* these triplets, by binary search in each anchor's sorted distances: for each
+    positive its negatives, for each negative its positives.
 
     h: (B, d) float32 or float64, y: (B,) integer classes -> (), 0 where no triplet is valid.
-    Gradients are finite for equal rows. Raises ValueError for another reduction.
+    Gradients are finite for equal rows. Raises ValueError for other shapes or classes that are no
+    integers, KeyError for another reduction.
     """
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f"reduction must be 'mean' or 'sum', not {reduction!r}")
+    if h.ndim != 2 or y.shape != h.shape[:1] or y.is_floating_point():
+        raise ValueError(f"h must be (B, d), y (B,) integers: {h.shape}, {y.shape} {y.dtype}")
     # Exact mode: cdist's matrix product loses all digits on rows that are long and near each other.
     distance = torch.cdist(h, h, compute_mode="donot_use_mm_for_euclid_dist")  # (B, B)
     with torch.no_grad():
@@ -380,11 +226,11 @@ def triplet_loss(h: Tensor, y: Tensor, margin: float = 1.0, reduction: str = "me
         inside = torch.searchsorted(to_negatives, reach, out_int32=True) * positive
         beyond = torch.searchsorted(reach_of_positives, distance, right=True, out_int32=True)
         outside = (len(h) - beyond) * negative
-        weight = (inside - outside).to(distance.dtype)
+        weight = (inside - outside).to(h.dtype)
+        constant = inside.sum().to(h.dtype) * margin
         valid = (positive.sum(1) * negative.sum(1)).sum()
-        scale = 1 / valid.clamp(min=1).to(distance.dtype) if reduction == "mean" else 1.0
-        constant = margin * inside.sum() * scale
-    return (distance * (weight * scale)).sum() + constant
+        number = {"mean": valid.clamp(min=1), "sum": torch.ones_like(valid)}[reduction]
+    return ((distance * weight).sum() + constant) / number
 
 
 def distance_loss(
@@ -392,8 +238,7 @@ def distance_loss(
 ) -> Tensor:
     """Eq. 10:  L^d = (L^d_l + L^d_a + L^d_v) / 3
 
-    h[m]: (B_m, d) float, y[m]: (B_m,) integer classes of the same segments -> (). Raises ValueError
-    for another reduction.
+    h[m]: (B_m, d) float, y[m]: (B_m,) integer classes of the same segments -> ()
     """
     return sum(triplet_loss(h[m], y[m], margin, reduction) for m in h) / len(h)
 
@@ -424,15 +269,17 @@ def reconstruction_loss(
     Why:   a sum changes γ's meaning with the batch size and with d; Table 1's γ = 0.2 of it would
            drown L^task.
 
-    The target x_m is trainable too, so the loss also falls by shrinking x_m; detach_target stops
-    that path.
+    The target x_m is trainable too, so the loss also falls by shrinking x_m, unless detach_target.
 
-    x[m], x_hat[m]: (B_m, d) float -> (). Raises ValueError for another reduction.
+    x[m], x_hat[m]: (B_m, d) float -> (); a modality without a segment adds 0. Raises ValueError
+    for another reduction.
     """
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f"reduction must be 'mean' or 'sum', not {reduction!r}")
-    errors = [((x[m].detach() if detach_target else x[m]) - x_hat[m]).square() for m in x]
-    return sum(mean(e) if reduction == "mean" else e.sum() for e in errors) / len(errors)
+    total = 0
+    for m, target in x.items():
+        target = target.detach() if detach_target else target
+        error = F.mse_loss(x_hat[m], target, reduction=reduction)
+        total = total + (error if len(target) else 0)  # a mean of nothing is NaN
+    return total / len(x)
 
 
 # ── 3.5 Fusion prediction network: Eqs. 13–15 ─────────────────────────────────────────────────────
@@ -471,16 +318,12 @@ def attention_mask(video: Tensor, over: str = "video") -> Tensor:
            was drawn into it, and over the segment Eq. 13 has nothing to do.
 
     video: (B,) int64, equal numbers for the same video, negative for unknown -> (B, B) bool.
-    Raises ValueError for another reading.
+    Raises KeyError for another reading.
     """
-    if over not in ("video", "batch", "segment"):
-        raise ValueError(f"over must be 'video', 'batch' or 'segment', not {over!r}")
     itself = torch.eye(len(video), dtype=torch.bool, device=video.device)
-    if over == "segment":
-        return itself
-    if over == "batch":
-        return torch.ones_like(itself)
-    return itself | ((video[:, None] == video[None, :]) & (video[:, None] >= 0))
+    together = (video[:, None] == video[None, :]) & (video[:, None] >= 0)
+    everyone = torch.ones_like(itself)
+    return {"video": itself | together, "batch": everyone, "segment": itself}[over]
 
 
 class FusionPredictor(nn.Module):
@@ -512,30 +355,45 @@ def task_loss(y: Tensor, prediction: Tensor, reduction: str = "mean") -> Tensor:
 
     y, prediction: (B,) float -> (). Raises ValueError for another reduction.
     """
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f"reduction must be 'mean' or 'sum', not {reduction!r}")
     return F.mse_loss(prediction, y, reduction=reduction)
+
+
+# ── Configuration: Table 1's MOSI column, and the choices that the paper leaves open ───────────────
+
+
+def option(default, help: str):
+    """A dataclass field that carries its help text to the command line."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class MSFNConfig:
+    """What the model and its losses need to know: Table 1, then the choices left open."""
+
+    d: int = option(128, "d: width shared by all modalities")
+    alpha: float = option(0.2, "α: weight of the adversarial loss L^a")
+    beta: float = option(0.5, "β: weight of the distance loss L^d")
+    gamma: float = option(0.2, "γ: weight of the reconstruction loss L^rl")
+    dropout: float = option(0.1, "Drop: dropout rate")
+    pooling: Literal["mean", "cls"] = option("mean", "Eq. 3: one vector of BERT's last layer")
+    lstm_width: int = option(64, "Eqs. 1, 2: width of each direction of the Bi-LSTM")
+    adversarial: Literal["literal", "bounded"] = option(
+        "literal", "Eqs. 5–7: −log D(fake) or log(1 − D(fake))"
+    )
+    triplet_features: Literal["h", "x"] = option("h", "Eq. 9: distances between h_m or x_m")
+    margin: float = option(1.0, "δ: margin of Eq. 9")
+    classes: Literal["seven", "sign"] = option("seven", "Eq. 9: classes, Acc-7's or the sign")
+    detach_target: bool = option(False, "Eq. 12: no gradient through the target x_m")
+    attention: Literal["video", "batch", "segment"] = option(
+        "video", "Eq. 13: which segments a segment attends to"
+    )
+    reduction: Literal["mean", "sum"] = option("mean", "Eqs. 9, 12, 15: the print has sums")
 
 
 # ── 3.6 Optimization: Eq. 16, and the model ───────────────────────────────────────────────────────
 
 
-def total_loss(
-    task: Tensor,
-    adversarial: Tensor,
-    distance: Tensor,
-    reconstruction: Tensor,
-    alpha: float,
-    beta: float,
-    gamma: float,
-) -> Tensor:
-    """Eq. 16:  L = L^task + α L^a + β L^d + γ L^rl.        all () -> ()"""
-    return task + alpha * adversarial + beta * distance + gamma * reconstruction
-
-
-class Output(NamedTuple):
-    """What `MSFN.forward` computes: all that the losses need."""
-
+class Output(NamedTuple):  # of MSFN.forward: all that the losses need
     prediction: Tensor  # ŷ: (B,)
     x: dict[str, Tensor]  # x_m: (B, d)
     h: dict[str, Tensor]  # h_m: (B, d)
@@ -543,9 +401,7 @@ class Output(NamedTuple):
     logits: dict[str, dict[str, Tensor]]  # [m][k], D_m(G_k(x_k)) before its sigmoid: (B,)
 
 
-class Losses(NamedTuple):
-    """Eq. 16 and its four terms, each ()."""
-
+class Losses(NamedTuple):  # Eq. 16 and its four terms, each ()
     total: Tensor
     task: Tensor
     adversarial: Tensor
@@ -554,91 +410,78 @@ class Losses(NamedTuple):
 
 
 class MSFN(nn.Module):
-    """The whole model: Eqs. 1–4, 11, 13, 14 in `forward`, the losses in `losses`.
+    """The whole model: Eqs. 1–4, 11, 13, 14 in `forward`, the losses and Eq. 16 in `losses`.
 
-    widths: {"a": d_a, "v": d_v}, the widths of the raw features. bert: an encoder module, or its
-    folder or name, in place of config.bert.
+    widths: {"a": d_a, "v": d_v}, the widths of the raw features. bert: an encoder of transformers.
     """
 
-    def __init__(
-        self, config: MSFNConfig, widths: dict[str, int], bert: str | nn.Module | None = None
-    ):
+    def __init__(self, config: MSFNConfig, widths: dict[str, int], bert: nn.Module):
         super().__init__()
         c, d = config, config.d
         self.config = config
         self.embeddings = nn.ModuleDict()
         for m in ("a", "v"):
             self.embeddings[m] = LSTMs(widths[m], d, c.lstm_width, c.dropout)
-        self.embeddings["l"] = BERTs(bert or c.bert, d, c.pooling, c.dropout)
+        self.embeddings["l"] = BERTs(bert, d, c.pooling, c.dropout)
         self.generators = nn.ModuleDict({m: Generator(d, c.dropout) for m in MODALITIES})
         self.discriminators = nn.ModuleDict({m: Discriminator(d) for m in MODALITIES})
         self.decoders = nn.ModuleDict({m: Decoder(d) for m in MODALITIES})
         self.attentions = nn.ModuleDict({m: SelfAttention(d) for m in MODALITIES})
         self.predictor = FusionPredictor(d, len(MODALITIES), c.dropout)
 
-    @classmethod
-    def from_run(cls, folder: str | Path) -> "MSFN":
-        """The trained model, in eval mode, of a folder that train.py wrote; needs no hub.
+    @property
+    def encoder(self) -> nn.Module:
+        """The pre-trained part, which may learn at a rate of its own."""
+        return self.embeddings["l"].bert
 
-        Raises OSError if a file is missing, KeyError if config.json is not a run's.
-        """
-        from safetensors.torch import load_file
-        from transformers import AutoConfig, AutoModel
-
-        folder = Path(folder)
-        saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        config = MSFNConfig(**{f.name: saved[f.name] for f in fields(MSFNConfig)})
-        weights = load_file(folder / "model.safetensors")
-        widths = {
-            m: weights[f"embeddings.{m}.forward_lstm.weight_ih_l0"].shape[1] for m in ("a", "v")
-        }
-        bert = AutoModel.from_config(AutoConfig.from_pretrained(folder / "bert"))
-        model = cls(config, widths, bert)
-        model.load_state_dict(weights)
-        return model.eval()
-
-    def forward(
-        self, inputs: dict[str, tuple[Tensor, Tensor]], video: Tensor | None = None
-    ) -> Output:
+    def forward(self, inputs: dict[str, tuple[Tensor, Tensor]], video: Tensor) -> Output:
         """Eqs. 1–4, 11, 13, 14, ŷ, and the discriminators' logits of Eqs. 5–7.
 
         inputs[m]: (values, lengths): features (B, T_m, d_m) float for m = a, v, input_ids (B, T_l)
-        int64 for m = l, padded on the right; lengths (B,) int64 on the CPU, 0 is legal.
-        video: (B,) int64, negative or None where unknown -> Output
+        int64 for m = l, padded on the right, T ≥ 1; lengths (B,) int64, 0 is legal.
+        video: (B,) int64, equal within a video, negative where unknown -> Output
         """
         x = {m: self.embeddings[m](*inputs[m]) for m in MODALITIES}
         h = {m: self.generators[m](x[m]) for m in MODALITIES}
         logits = {m: {k: self.discriminators[m](h[k]) for k in MODALITIES} for m in MODALITIES}
         x_hat = {m: self.decoders[m](h[m]) for m in MODALITIES}
-        if video is None:
-            video = torch.full((len(h["l"]),), -1, device=h["l"].device)
         mask = attention_mask(video, self.config.attention)
         prediction = self.predictor(*(self.attentions[m](h[m], mask) for m in MODALITIES))
         return Output(prediction, x, h, x_hat, logits)
 
     def losses(self, output: Output, y: Tensor, lengths: dict[str, Tensor]) -> Losses:
-        """Eqs. 5–10, 12, 15, 16 of one batch.
+        """Eqs. 5–10, 12, 15, and Eq. 16:  L = L^task + α L^a + β L^d + γ L^rl
 
         A segment in which modality m is empty (length 0) is no sample of m: in Eqs. 5–12 it counts
         for its other modalities alone.
 
-        y: (B,) float, lengths[m]: (B,) int64, those of `forward` -> Losses
+        y: (B,) float, lengths[m]: (B,) int64 on the CPU, those of `forward` -> Losses
         """
         c = self.config
-        rows = {m: lengths[m].nonzero().squeeze(1).to(y.device) for m in MODALITIES}
-        x = {m: output.x[m][rows[m]] for m in MODALITIES}
-        h = {m: output.h[m][rows[m]] for m in MODALITIES}
-        x_hat = {m: output.x_hat[m][rows[m]] for m in MODALITIES}
-        logits = {m: {k: output.logits[m][k][rows[k]] for k in MODALITIES} for m in MODALITIES}
+        rows = {m: lengths[m].nonzero()[:, 0].to(y.device) for m in MODALITIES}
+        parts = (output.x, output.h, output.x_hat, *output.logits.values())
+        x, h, x_hat, *views = ({m: part[m][rows[m]] for m in rows} for part in parts)
+        logits = dict(zip(output.logits, views, strict=True))  # [m]: D_m's view of each modality
         classes = {m: sentiment_classes(y[rows[m]], c.classes) for m in MODALITIES}
-        near = {m: F.normalize(h[m], dim=-1) for m in MODALITIES} if c.triplet_normalize else h
-        terms = (
-            task_loss(y, output.prediction, c.task_reduction),
-            adversarial_loss(logits, c.adversarial)[0],
-            distance_loss(near, classes, c.margin, c.triplet_reduction),
-            reconstruction_loss(x, x_hat, c.reconstruction_reduction, c.detach_target),
-        )
-        return Losses(total_loss(*terms, c.alpha, c.beta, c.gamma), *terms)
+        features = {"h": h, "x": x}[c.triplet_features]
+        task = task_loss(y, output.prediction, c.reduction)
+        adversarial = adversarial_loss(logits, c.adversarial)
+        distance = distance_loss(features, classes, c.margin, c.reduction)
+        reconstruction = reconstruction_loss(x, x_hat, c.reduction, c.detach_target)
+        total = task + c.alpha * adversarial + c.beta * distance + c.gamma * reconstruction
+        return Losses(total, task, adversarial, distance, reconstruction)
+
+    @torch.no_grad()
+    def observed(self, output: Output, lengths: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Mean D_m(G_m(x_m)) and mean D_m(G_k(x_k)), k ≠ m; nothing where no two modalities are."""
+        rows = {m: n.nonzero()[:, 0].to(output.prediction.device) for m, n in lengths.items()}
+        there = [m for m in rows if len(rows[m])]
+        if len(there) < 2:
+            return {}
+        D = {(m, k): output.logits[m][k][rows[k]].sigmoid() for m in there for k in there}
+        real = torch.cat([D[m, m] for m in there])
+        fake = torch.cat([D[m, k] for m, k in D if m != k])
+        return {"d_real": real.mean(), "d_fake": fake.mean()}
 
     def parameter_groups(self) -> list[dict]:
         """Eqs. 5–8, both sides for one optimiser: discriminators ascend L, everything else descends.

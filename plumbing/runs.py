@@ -1,0 +1,143 @@
+"""A run's folder: each file in it is written whole or not at all, by process 0 alone.
+
+    config.json         what was typed, over presets and defaults
+    standardizer.json   the train split's means and standard deviations
+    bert/               the encoder's configuration and its tokeniser
+    metrics.jsonl       a line an epoch
+    checkpoint.pt       after each epoch, until the run is finished: all that going on takes
+    model.safetensors   the best epoch's weights
+    results.json        valid and test, when the run is finished
+
+JSON, tensors and plain containers: to read them back runs no code.
+"""
+
+import json
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from plumbing import UserError, explained
+from plumbing.processes import RANK, from_first, wait_for_all
+
+
+@contextmanager
+def replacing(path: Path):
+    """A temporary name to write to; renamed to `path` when it is whole. Raises UserError."""
+    beside = path.with_name(path.name + ".tmp")
+    try:
+        yield beside
+        if path.is_dir():
+            shutil.rmtree(path)
+        beside.replace(path)
+    except (OSError, RuntimeError) as error:  # torch.save says RuntimeError of a full disk
+        shutil.rmtree(beside, ignore_errors=True) if beside.is_dir() else beside.unlink(True)
+        raise UserError(f"{path} cannot be written, what was there is kept: {error}") from None
+
+
+def write_text(path: Path, text: str):
+    with replacing(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: dict):
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def read_json(path: Path) -> dict:
+    """What `write_json` wrote. Raises UserError for a file that is missing or no JSON object."""
+    with explained(f"{path} cannot be read"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise TypeError("it holds no JSON object")
+    return content
+
+
+class RunFolder:
+    """The files of one run."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.weights, self.checkpoint = self.path / "model.safetensors", self.path / "checkpoint.pt"
+        self.results = self.path / "results.json"
+
+    @classmethod
+    def create(cls, runs: str, name: str | None, default: str) -> "RunFolder":
+        """Make runs/name; without a name runs/default, numbered if it is taken. Raises UserError."""
+        made = _make(Path(runs), name, default) if RANK == 0 else None
+        made = from_first(made)
+        if isinstance(made, UserError):
+            raise made
+        return cls(made)
+
+    def describe(self, config: dict, standardizer: dict, *pretrained):
+        """What a later command needs beside the weights. pretrained: what has save_pretrained."""
+        if RANK == 0:
+            with replacing(self.path / "bert") as beside:
+                for part in pretrained:
+                    part.save_pretrained(beside)
+            write_json(self.path / "standardizer.json", standardizer)
+            write_json(self.path / "config.json", config)
+
+    def log(self, entry: dict):
+        """Append to metrics.jsonl; an epoch that is done again after a crash stands there once."""
+        if RANK == 0:
+            path = self.path / "metrics.jsonl"
+            lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+            lines = [*lines[: entry["epoch"]], json.dumps(entry)]
+            write_text(path, "\n".join(lines) + "\n")
+
+    def save_checkpoint(self, model, optimizer, progress: dict):
+        """All that going on takes. progress: plain containers of numbers and text."""
+        if RANK == 0:
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            with replacing(self.checkpoint) as beside:
+                torch.save({**state, "progress": progress}, beside)
+
+    def load_checkpoint(self, model, optimizer) -> dict | None:
+        """Puts model and optimiser where the checkpoint left them -> its progress; None of none.
+
+        Raises UserError for a checkpoint that is damaged, or of another model.
+        """
+        if not self.checkpoint.exists():
+            return None
+        with explained(f"{self.checkpoint} is damaged, or of another model or data"):
+            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            return dict(state["progress"])
+
+    def keep_weights(self, model):
+        if RANK == 0:
+            weights = {k: v.cpu().contiguous() for k, v in model.state_dict().items()}
+            with replacing(self.weights) as beside:
+                beside.write_bytes(safetensors.torch.save(weights))  # save_file's mode is 0600
+
+    def load_weights(self, model):
+        """The best epoch's weights, by all processes. Raises UserError if they are not there."""
+        wait_for_all()
+        with explained(f"{self.weights} is missing or damaged, or of another model"):
+            model.load_state_dict(safetensors.torch.load_file(self.weights))
+
+    def finish(self, results: dict):
+        if RANK == 0:
+            write_json(self.results, results)
+            self.checkpoint.unlink(missing_ok=True)
+        wait_for_all()
+
+
+def _make(runs: Path, name: str | None, default: str) -> Path | UserError:
+    """The new folder, or why there is none."""
+    names = [name] if name else [default, *(f"{default}-{n}" for n in range(2, 1000))]
+    for each in names:
+        try:
+            (runs / each).mkdir(parents=True)
+            return runs / each
+        except FileExistsError:
+            continue
+        except (OSError, ValueError) as error:  # ValueError: a name with a surrogate or a NUL
+            return UserError(f"{os.fsencode(runs / each)!r} cannot be made: {error}")
+    return UserError(f"{runs / names[0]} exists already; choose another --name")
