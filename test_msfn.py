@@ -28,6 +28,7 @@ import train
 from msfn import MODALITIES, MSFN, MSFNConfig
 from plumbing import encoders
 from plumbing.packing import Packed
+from plumbing.runs import RunFolder
 
 settings.register_profile("msfn", deadline=None, derandomize=True, database=None, max_examples=25)
 settings.load_profile("msfn")
@@ -850,6 +851,28 @@ def test_a_search_does_not_read_the_test_split(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "predict", recorded)
     results = train.train(quick(epochs=1, test=False, runs=str(tmp_path)))
     assert read == {"valid"} and "test" not in results
+
+
+def test_what_a_newcomer_runs_first_listens_to_each_modality(tmp_path):
+    """README's first command: without any modality MAE is at least 15 % higher; signs are right."""
+    config = train.Config(dataset="synthetic", runs=str(tmp_path), **train.PRESETS["synthetic"])
+    whole = train.train(config)["test"]
+    assert whole["corr"] > 0.8
+    run = train.prepare(config)
+    RunFolder(tmp_path / "synthetic-seed0").load_weights(run.model)
+    for m in MODALITIES:
+        kept = "avl".replace(m, "")
+        rest = data.Segments(run.segments["test"].split, run.tokenizer, run.standardizer, kept)
+        assert train.metrics(*train.predict(run, rest, config))["mae"] > 1.15 * whole["mae"]
+    texts = [
+        "the movie was superb the acting was brilliant",
+        "the movie was awful the plot was bad",
+    ]
+    none = {m: (torch.zeros(1, 1, d), torch.zeros(1).long()) for m, d in (("a", 12), ("v", 8))}
+    good, bad = encoders.tokenize(run.tokenizer, texts)
+    for ids, sign in ((good, 1), (bad, -1)):
+        inputs = {**none, "l": (torch.tensor([ids]), torch.tensor([len(ids)]))}
+        assert sign * run.model(inputs, torch.tensor([-1])).prediction > 0
 
 
 def test_presets_are_table_1():
