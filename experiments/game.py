@@ -10,7 +10,7 @@ similarity.py; gap, the mean distance between the modalities' means; D(real) and
 `--` goes to train.py as it is.
 """
 
-import argparse
+import sys
 from itertools import combinations
 
 import numpy as np
@@ -19,6 +19,7 @@ import torch
 from similarity import embed, mean_cmd, probe
 from torch.nn.utils import clip_grad_norm_
 
+import plumbing
 import train
 from msfn import adversarial_loss
 
@@ -45,17 +46,13 @@ def look(run: train.Run, found: dict[str, dict]) -> list[str]:
     return [f"{number:.2f}" for number in numbers]
 
 
-@train.clean_exit()
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tables.parser(__doc__)
     parser.add_argument("--steps", type=int, default=5000, help="of Adam (5000)")
     parser.add_argument("--momentum", type=float, default=0.9, help="Adam's β₁ (0.9)")
-    parser.add_argument("options", nargs="*", help="after --: train.py's own options")
     typed = parser.parse_args()
-    options = vars(train.build_parser().parse_args(typed.options))
-    config = train.configure({"dataset": "synthetic", **options, "device": "cpu"})
+    argv = ["--dataset", "synthetic", *typed.options, "--device", "cpu"]
+    config, _ = train.parse(argv)
     run = train.prepare(config)
     fixed, valid = embed(run, config, "train")["x"], embed(run, config)
     sides = run.model.generators, run.model.discriminators
@@ -67,7 +64,7 @@ def main():
         draw = {m: x[torch.randint(len(x), (config.batch_size,))] for m, x in fixed.items()}
         h = {m: run.model.generators[m](x) for m, x in draw.items()}
         optimizer.zero_grad()
-        adversarial_loss(logits(run, h), config.adversarial)[0].backward()
+        adversarial_loss(logits(run, h), config.adversarial).backward()
         for side in sides:
             clip_grad_norm_(side.parameters(), config.clip)
         optimizer.step()
@@ -78,4 +75,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(plumbing.run(main))

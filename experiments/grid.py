@@ -7,16 +7,17 @@ What follows `--` goes to train.py as it is. No trial reads the test split. Each
 row of runs/grid/DATASET/trials.csv, sorted by valid MAE; the same command goes on where it stopped.
 """
 
-import argparse
 import csv
 import itertools
-import json
 import random
+import sys
 from pathlib import Path
 
 import tables  # puts the project's folder on the path
 
-import train
+import plumbing
+from plumbing import UserError
+from plumbing.runs import read_json, replacing
 
 GRID = {  # Table 1's values are among them; the paper names neither its grid nor its margin
     "alpha": (0.1, 0.2, 0.4, 0.8),
@@ -30,7 +31,7 @@ def trials(number: int | None, seed: int) -> list[dict[str, float]]:
     """All points of the grid, or a random sample without repeats. Raises UserError for too many."""
     points = [dict(zip(GRID, values, strict=True)) for values in itertools.product(*GRID.values())]
     if number is not None and not 1 <= number <= len(points):
-        raise train.UserError(f"--random must be in 1 … {len(points)}, not {number}")
+        raise UserError(f"--random must be in 1 … {len(points)}, not {number}")
     return points if number is None else random.Random(seed).sample(points, number)
 
 
@@ -38,30 +39,24 @@ def write_csv(runs: Path) -> list[dict]:
     """trials.csv from the results.json of every finished trial, the best on valid first."""
     rows = []
     for path in runs.glob("*/results.json"):
-        config = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
-        found = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path.parent / "config.json")
+        found = read_json(path)
         point = {name: config[name] for name in (*GRID, "seed")}
         valid = {f"valid_{name}": value for name, value in found["valid"].items()}
         rows.append({**point, "epoch": found["epoch"], **valid})
     rows.sort(key=lambda row: row["valid_mae"])
-    with train.replacing(runs / "trials.csv") as beside, open(beside, "w", newline="") as file:
+    with replacing(runs / "trials.csv") as beside, open(beside, "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
     return rows
 
 
-@train.clean_exit()
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tables.parser(__doc__, "runs/grid")
     parser.add_argument("--dataset", choices=("mosi", "mosei", "synthetic"), required=True)
     parser.add_argument("--random", type=int, metavar="N", help="N points of the grid, not all")
     parser.add_argument("--seed", type=int, default=0, help="of the sample and the runs (0)")
-    parser.add_argument("--jobs", type=int, default=1, help="runs side by side (1)")
-    parser.add_argument("--runs", type=Path, default=Path("runs/grid"), help="(runs/grid)")
-    parser.add_argument("options", nargs="*", help="after --: train.py's own options")
     typed = parser.parse_args()
     runs, work = typed.runs / typed.dataset, {}
     for point in trials(typed.random, typed.seed):
@@ -77,4 +72,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(plumbing.run(main))

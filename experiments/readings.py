@@ -10,28 +10,27 @@ again. The default of a reading is what the valid columns support, within the pa
 noise the paper's print wins.
 """
 
-import argparse
 import json
 import statistics
+import sys
 from pathlib import Path
 
 import numpy as np
-import tables
+import tables  # puts the project's folder on the path
+
+import plumbing
 
 READINGS = {  # name: (what it reads, train.py's options)
     "default": ("Table 1", ""),
     "bounded": ("Eqs. 5–7: log(1 − D(fake))", "--adversarial bounded"),
     "sign": ("Eq. 9: classes by sign", "--classes sign"),
-    "triplet-sum": ("Eq. 9: sum", "--triplet-reduction sum"),
+    "features-x": ("Eq. 9: distances between x_m", "--triplet-features x"),
     "margin-0.2": ("Eq. 9: δ = 0.2", "--margin 0.2"),
     "margin-0.5": ("Eq. 9: δ = 0.5", "--margin 0.5"),
-    "normalised": ("Eq. 9: h of length 1", "--triplet-normalize"),
-    "normalised-0.2": ("Eq. 9: h of length 1, δ = 0.2", "--triplet-normalize --margin 0.2"),
-    "reconstruction-sum": ("Eq. 12: sum", "--reconstruction-reduction sum"),
+    "sum": ("Eqs. 9, 12, 15: sums, as printed", "--reduction sum"),
     "detached": ("Eq. 12: target detached", "--detach-target"),
     "batch": ("Eq. 13: over the batch", "--attention batch"),
     "segment": ("Eq. 13: over the segment", "--attention segment"),
-    "task-sum": ("Eq. 15: sum", "--task-reduction sum"),
     "cls": ("Eq. 3: [CLS]", "--pooling cls"),
     "bert-5e-5": ("BERT's learning rate 5e-5", "--bert-learning-rate 5e-5"),
     "bert-2e-5": ("BERT's learning rate 2e-5", "--bert-learning-rate 2e-5"),
@@ -50,13 +49,7 @@ READINGS = {  # name: (what it reads, train.py's options)
     ),
 }
 OBSERVED = {"x_probe": "probe x", "h_probe": "probe h", "x_cmd": "CMD x", "h_cmd": "CMD h"}
-OBSERVED |= {
-    "h_spread": "spread h",
-    "violated": "violated",
-    "d_ap": "d_ap",
-    "d_an": "d_an",
-    "drift": "drift",
-}
+OBSERVED |= {"h_spread": "spread h"} | {n: n for n in ("violated", "d_ap", "d_an", "drift")}
 SIMILARITY = [str(tables.ROOT / "experiments" / "similarity.py"), "--train"]
 
 
@@ -97,20 +90,14 @@ def add_observed(runs: Path, row: str, results: list[dict]):
         found["observed"] = lines[found["epoch"]].get("observed", {})
 
 
-@tables.train.clean_exit()
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tables.parser(__doc__, "runs/readings")
     parser.add_argument("--list", action="store_true", help="the rows and what they change")
     parser.add_argument(
         "--rows", nargs="+", choices=READINGS, default=list(READINGS), metavar="ROW"
     )
     parser.add_argument("--dataset", choices=("mosi", "mosei", "synthetic"), default="mosi")
     parser.add_argument("--seeds", type=int, default=3, choices=range(2, 11), help="0 … N-1 (3)")
-    parser.add_argument("--jobs", type=int, default=1, help="runs side by side (1)")
-    parser.add_argument("--runs", type=Path, default=Path("runs/readings"), help="(runs/readings)")
-    parser.add_argument("options", nargs="*", help="after --: train.py's own options")
     typed = parser.parse_args()
     if typed.list:
         names = [[name, *what] for name, what in READINGS.items()]
@@ -129,4 +116,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(plumbing.run(main))

@@ -12,7 +12,7 @@ together, and shows neither. Of x (Eqs. 1–3) and of h (Eq. 4):
     spread  mean distance of a modality's features from their mean: a gap closes also if all of
             them become one point
 
-and of h, over the triplets of Eq. 9 inside each modality:
+and over the triplets of Eq. 9 inside each modality, of h, or of x after --triplet-features x:
 
     violated    share with d_ap > d_an − δ
     d_ap, d_an  mean distances
@@ -32,11 +32,13 @@ import numpy as np
 import tables  # puts the project's folder on the path
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor
 
+import plumbing
 import train
-from msfn import MODALITIES, sentiment_classes
+from msfn import MODALITIES, MSFN, sentiment_classes
+from plumbing import UserError
+from plumbing.runs import RunFolder
 
 
 @torch.no_grad()
@@ -141,10 +143,9 @@ def similarity(run: train.Run, config: train.Config) -> dict[str, float]:
         spread = [(v - v.mean(0)).norm(dim=1).mean() for v in found[part].values()]
         result[f"{part}_spread"] = float(np.mean(spread))
     per_modality = []
-    for m, h in found["h"].items():
-        h = F.normalize(h, dim=-1) if config.triplet_normalize else h
+    for m, features in found[config.triplet_features].items():
         classes = sentiment_classes(found["y"][m], config.classes)
-        per_modality.append(triplets(h, classes, config.margin))
+        per_modality.append(triplets(features, classes, config.margin))
     means = torch.stack(per_modality).mean(0).tolist()
     result |= dict(zip(("violated", "d_ap", "d_an"), means, strict=True))
     if config.attention == "batch":
@@ -159,15 +160,14 @@ def before_and_after(folder: Path, measure) -> tuple[train.Run, train.Config, di
     Raises UserError if `folder` holds no trained model.
     """
     config = train.read_config(folder)
-    if not (folder / train.WEIGHTS).exists():
-        raise train.UserError(f"{folder} holds no trained model yet")
+    if not RunFolder(folder).weights.exists():
+        raise UserError(f"{folder} holds no trained model yet")
     run = train.prepare(config)  # as the run began: same seed, same weights
     before = measure(run, config)
-    run.model.load_state_dict(load_file(folder / train.WEIGHTS, device=str(run.device)))
+    RunFolder(folder).load_weights(run.model)
     return run, config, before, measure(run, config)
 
 
-@train.clean_exit()
 def main(folders: list[Path]):
     rows = {}
     for folder in folders:
@@ -183,8 +183,8 @@ def main(folders: list[Path]):
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--train"]:
-        train.main(sys.argv[2:], observe=similarity)
+        sys.exit(plumbing.run(train.main, sys.argv[2:], MSFN, similarity))
     elif len(sys.argv) == 1 or sys.argv[1].startswith("-"):
         sys.exit(__doc__)
     else:
-        main([Path(name) for name in sys.argv[1:]])
+        sys.exit(plumbing.run(main, [Path(name) for name in sys.argv[1:]]))

@@ -11,7 +11,6 @@ run chooses its epoch on valid and reads test once.
 """
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -22,10 +21,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+import plumbing
 import train
+from plumbing import UserError
+from plumbing.runs import read_json
+from train import COLUMNS
 
 TRAIN = [str(ROOT / "train.py")]
-COLUMNS = ("acc2_non0", "f1_non0", "acc2_has0", "f1_has0", "mae", "corr", "acc7", "acc5")
 HEADS = ("Acc-2 non0", "F1 non0", "Acc-2 has0", "F1 has0", "MAE", "Corr", "Acc-7", "Acc-5")
 
 ROWS = {  # Table 4's rows, then two that users ask for and the paper lacks: one change each
@@ -72,19 +74,19 @@ def run(folder: Path, argv: list[str], threads: int, script: list[str] = TRAIN):
         argv = ["--resume", str(folder)] if begun else new
         command = [sys.executable, *script, *argv]
         if subprocess.call(command, env=environment, stdout=log, stderr=log):
-            raise train.UserError(f"{folder.name} failed; {log.name} says why")
+            raise UserError(f"{folder.name} failed; {log.name} says why")
     print(f"done: {folder.name}", file=sys.stderr, flush=True)
 
 
 def same_options(folder: Path, argv: list[str]):
     """Raises UserError if the run in `folder` was made with other options than `argv`."""
-    asked = asdict(train.configure(vars(train.build_parser().parse_args(argv))))
+    asked = asdict(train.parse(argv)[0])
     if not (folder / "config.json").exists():
         return
     found = asdict(train.read_config(folder))
     for key in set(asked) - {"name", "runs"} - ({"data"} if asked["data"] is None else set()):
         if found[key] != asked[key]:
-            raise train.UserError(
+            raise UserError(
                 f"{folder} was run with {key} = {found[key]}, not {asked[key]}: "
                 "choose another folder with --runs"
             )
@@ -93,7 +95,7 @@ def same_options(folder: Path, argv: list[str]):
 def run_all(work: dict[Path, list[str]], jobs: int, script: list[str] = TRAIN):
     """{folder: what to type after train.py}, `jobs` at a time. Raises UserError."""
     if jobs < 1:
-        raise train.UserError(f"--jobs must be at least 1, not {jobs}")
+        raise UserError(f"--jobs must be at least 1, not {jobs}")
     for folder, argv in work.items():
         same_options(folder, argv)
     threads = max(1, (os.cpu_count() or 1) // jobs)
@@ -109,7 +111,7 @@ def collect(runs: Path, rows: list[str], seeds: range) -> dict[str, list[dict]]:
     results = {}
     for row in rows:
         files = [folder_of(runs, row, seed) / "results.json" for seed in seeds]
-        found = [json.loads(f.read_text(encoding="utf-8")) for f in files if f.exists()]
+        found = [read_json(f) for f in files if f.exists()]
         if found:
             results[row] = found
     return results
@@ -121,9 +123,8 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
 
 
 def cell(column: str, values: list[float], spread: float | None) -> str:
-    scale, digits = (1, 3) if column in ("mae", "corr") else (100, 1)
-    text = f"{scale * statistics.fmean(values):.{digits}f}"
-    return text if spread is None else f"{text} ± {scale * spread:.{digits}f}"
+    text = train.number(column, statistics.fmean(values))
+    return text if spread is None else f"{text} ± {train.number(column, spread)}"
 
 
 def paired(column: str, these: list[float], those: list[float]) -> str:
@@ -170,21 +171,28 @@ def difference_table(results: dict[str, list[dict]]) -> str:
     return markdown(["paired difference", *HEADS], rows)
 
 
-@train.clean_exit()
-def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def parser(doc: str, runs: str | None = None, options: bool = True) -> argparse.ArgumentParser:
+    """What the scripts share: --jobs and --runs where there are runs, train.py's options after --."""
+    made = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--table", type=int, choices=(2, 3, 4), required=True)
-    parser.add_argument("--seeds", type=int, default=5, choices=range(1, 11), help="0 … N-1 (5)")
-    parser.add_argument("--jobs", type=int, default=1, help="runs side by side (1)")
-    parser.add_argument("--runs", type=Path, default=Path("runs/tables"), help="(runs/tables)")
-    parser.add_argument("--from", type=Path, dest="source", help="only read what is in this folder")
-    parser.add_argument("options", nargs="*", help="after --: train.py's own options")
-    typed = parser.parse_args()
-    if "--no-test" in typed.options:
-        parser.error("the tables are of the test split: leave --no-test out")
+    if runs:
+        made.add_argument("--jobs", type=int, default=1, help="runs side by side (1)")
+        made.add_argument("--runs", type=Path, default=Path(runs), help=f"({runs})")
+    if options:
+        made.add_argument("options", nargs="*", help="after --: train.py's own options")
+    return made
+
+
+def main():
+    own = parser(__doc__, "runs/tables")
+    own.add_argument("--table", type=int, choices=(2, 3, 4), required=True)
+    own.add_argument("--seeds", type=int, default=5, choices=range(1, 11), help="0 … N-1 (5)")
+    own.add_argument("--from", type=Path, dest="source", help="only read what is in this folder")
+    typed = own.parse_args()
     dataset = "mosei" if typed.table == 3 else "mosi"
+    if not train.parse(["--dataset", dataset, *typed.options])[0].test:
+        own.error("the tables are of the test split: leave --no-test out")
     rows, seeds = (list(ROWS) if typed.table == 4 else ["MSFN"]), range(typed.seeds)
     runs = typed.source or typed.runs / dataset
     if not typed.source:
@@ -196,7 +204,7 @@ def main():
         run_all(work, typed.jobs)
     results = collect(runs, rows, seeds)
     if not results or any("test" not in run for found in results.values() for run in found):
-        parser.error(f"{runs} holds no results.json with test of {', '.join(rows)}")
+        own.error(f"{runs} holds no results.json with test of {', '.join(rows)}")
     print(main_table(typed.table, results))
     complete = len({len(found) for found in results.values()}) == 1
     if len(results) > 1 and complete and len(next(iter(results.values()))) > 1:
@@ -204,4 +212,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(plumbing.run(main))
