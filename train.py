@@ -95,8 +95,10 @@ def parse(argv: list[str]) -> tuple[Config | None, str | None]:
 
 def read_config(path: Path) -> Config:
     """The configuration of a run's folder. Raises UserError if `path` is none."""
-    with explained(f"{path} is no folder of a run"):
+    try:
         return Config(**read_json(path / "config.json"))
+    except (UserError, TypeError) as error:  # TypeError: other fields
+        raise UserError(f"{path} is no folder of a run: {error}") from None
 
 
 # ── Metrics ───────────────────────────────────────────────────────────────────────────────────────
@@ -121,7 +123,7 @@ def metrics(prediction: np.ndarray, y: np.ndarray) -> dict[str, float]:
     """
     prediction, y = np.asarray(prediction, np.float64), np.asarray(y, np.float64)
     result = {"mae": np.abs(prediction - y).mean() if len(y) else math.nan}
-    result["corr"] = pearson(prediction, y)
+    result["corr"] = pearson(prediction, y) if len(y) else math.nan
     for name, bound in (("acc7", 3), ("acc5", 2)):
         result[name] = accuracy(
             np.round(prediction.clip(-bound, bound)) == np.round(y.clip(-bound, bound))
@@ -326,7 +328,7 @@ def train(config: Config, folder: RunFolder | None = None, build=MSFN, observe=N
     forward = processes.distribute(run.model, run.device)
     optimizer = make_optimizer(run, config)
     start = {"epoch": 0, "best": {"epoch": -1, "valid": {"mae": math.inf}}, "data": run.fingerprint}
-    progress = folder.load_checkpoint(run.model, optimizer) or start
+    progress = folder.load_checkpoint(run.model, optimizer, start)
     if progress["data"] != run.fingerprint:
         raise UserError(f"{config.data} is no longer the file that {folder.path} was begun with")
     epoch, best = progress["epoch"], progress["best"]

@@ -52,7 +52,7 @@ def run(main, *arguments) -> int:
         print("error: out of GPU memory: try --amp bf16 or a smaller --batch-size", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; --resume RUN goes on after the last finished epoch", file=sys.stderr)
+        print("stopped; train.py --resume RUN goes on after a run's last epoch", file=sys.stderr)
         return 130
     except OSError as error:  # `| head` and `> /dev/full`: nobody hears what is printed
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,5 +1,7 @@
 """The encoder of a text and its tokeniser, from a folder, from the hub, or small and untrained."""
 
+import sys
+
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 from transformers import (
@@ -60,7 +62,8 @@ def word_tokenizer(texts: list[str], limit: int) -> PreTrainedTokenizerFast:
 
     limit: tokens of a text; what is more is cut off
     """
-    words = sorted({word for text in texts for word in plain(text).split()})
+    with explained("a text is no Unicode"):
+        words = sorted({word for text in texts for word in plain(text).split()})
     ids = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words])}
     core = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -78,11 +81,11 @@ def plain(text: str) -> str:
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
     """Token ids of each text, at most min(tokenizer.model_max_length, 512): for training and
-    predicting alike. Prints how many texts are cut. Raises UserError for a text that is no Unicode.
+    predicting alike. Says on stderr how many are that long. Raises UserError for a text that is no Unicode.
     """
     limit = min(tokenizer.model_max_length, 512)
     with explained("a text cannot be tokenised"):
         kept = tokenizer([plain(t) for t in texts], truncation=True, max_length=limit)["input_ids"]
     if full := sum(len(ids) == limit for ids in kept):
-        print(f"note: {full} texts are cut to {limit} tokens")
+        print(f"note: {full} texts have {limit} tokens or are cut to as many", file=sys.stderr)
     return kept

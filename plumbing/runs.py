@@ -97,18 +97,20 @@ class RunFolder:
             with replacing(self.checkpoint) as beside:
                 torch.save({**state, "progress": progress}, beside)
 
-    def load_checkpoint(self, model, optimizer) -> dict | None:
-        """Puts model and optimiser where the checkpoint left them -> its progress; None of none.
+    def load_checkpoint(self, model, optimizer, start: dict) -> dict:
+        """Puts model and optimiser where the checkpoint left them -> its progress; `start` of none.
 
         Raises UserError for a checkpoint that is damaged, or of another model.
         """
         if not self.checkpoint.exists():
-            return None
+            return start
         with explained(f"{self.checkpoint} is damaged, or of another model or data"):
             state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
-            return dict(state["progress"])
+            if state["progress"].keys() != start.keys():
+                raise ValueError("it does not say how far the run was")
+            return state["progress"]
 
     def keep_weights(self, model):
         if RANK == 0:
