@@ -5,7 +5,7 @@ Nothing in this folder imports a file of the top level.
 
 import os
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 
@@ -55,7 +55,8 @@ def run(main, *arguments) -> int:
         print("stopped; train.py --resume RUN goes on after a run's last epoch", file=sys.stderr)
         return 130
     except OSError as error:  # `| head` and `> /dev/full`: nobody hears what is printed
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print(f"error: {first_line(error)}", file=sys.stderr)
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            print(f"error: {first_line(error)}", file=sys.stderr)
         return 2
     return 0

@@ -66,7 +66,10 @@ def read(path):
         if cursor.map[:200].lstrip().startswith(magic):
             raise UserError(f"{where} {what}")
     with explained(f"{where} is damaged or no pickle of data"):
-        return Unfolding(1000 + len(cursor.view)).value(parse(cursor))
+        try:
+            return Unfolding(1000 + len(cursor.view)).value(parse(cursor))
+        except RecursionError:
+            raise ValueError("its values lie in each other too deeply") from None
 
 
 class Cursor:

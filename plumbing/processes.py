@@ -24,7 +24,7 @@ def start():
             torch.cuda.set_device(RANK % torch.cuda.device_count())
         dist.init_process_group("nccl" if cuda else "gloo")
         if RANK > 0:
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 def wait_for_all():

@@ -1,0 +1,338 @@
+"""Files that are read, files that are refused, and that nothing in them is run."""
+
+import mmap
+import multiprocessing
+import os
+import pickle
+import pickletools
+import resource
+import struct
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from plumbing import UserError, formats, pickles
+
+settings.register_profile("here", deadline=None, derandomize=True, database=None, max_examples=25)
+settings.load_profile("here")
+
+
+def write(path, content, protocol=4):
+    """A file of bytes as they are, or of anything else pickled."""
+    path.write_bytes(content if isinstance(content, bytes) else pickle.dumps(content, protocol))
+    return path
+
+
+def in_child(function, *arguments, megabytes=500):
+    """function(*arguments) in a process that may grow by so much, and is not waited for long."""
+    ours, theirs = multiprocessing.Pipe()
+
+    def run():
+        size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (size + (megabytes << 20),) * 2)
+        theirs.send(function(*arguments))
+
+    child = multiprocessing.get_context("fork").Process(target=run)
+    child.start()
+    theirs.close()
+    try:
+        assert ours.poll(60), "it hangs"
+        return ours.recv()
+    finally:
+        child.kill()
+        child.join()
+
+
+# ── What is read ──────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("protocol", (3, 4, 5))
+def test_arrays_are_views_into_the_file(tmp_path, protocol):
+    arrays = {"x": np.ones((300, 7)), "y": np.asfortranarray(np.ones((9, 99)))}
+    content = pickles.read(write(tmp_path / "f.pkl", arrays, protocol))
+    for x in content.values():
+        assert not x.flags.owndata and not x.flags.writeable
+        while isinstance(x, np.ndarray | memoryview):
+            x = x.base if isinstance(x, np.ndarray) else x.obj
+        assert isinstance(x, mmap.mmap)
+    assert content["y"].flags.f_contiguous
+
+
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(0, 5),
+    st.sampled_from(["U3", "f2", "f8", "i1", ">f4", ">U2", "O", "S2", "bool"]),
+)
+def test_it_agrees_with_pickle(tmp_path_factory, seed, protocol, dtype):
+    rng = np.random.default_rng(seed)
+    x = rng.integers(0, 99, rng.integers(0, 4, rng.integers(0, 4))).astype(dtype)
+    plain = [1, -2, 1 << 60, 2.5, None, True, "é\n漢", ("t", b"b" * 300), {"k": {}}, []]
+    content = {"x": x, "s": np.float32(1.5), b"k": plain, "F": x.T, "again": plain}
+    found = pickles.read(write(tmp_path_factory.mktemp("p") / "f", content, protocol))
+    assert found["x"].dtype == x.dtype and found["F"].shape == x.T.shape
+    np.testing.assert_array_equal(found["x"], x)
+    np.testing.assert_array_equal(found["F"], x.T)
+    assert found["s"] == 1.5 and type(found["s"]) is np.float32
+    assert found["k"] == plain == found["again"] and [*found] == ["x", "s", "k", "F", "again"]
+
+
+ARRAY = b"cnumpy._core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntVb\ntR"
+
+
+def dtype(kind, order=b"<"):
+    return b"cnumpy\ndtype\n(V" + kind + b"\nI0\nI1\ntR(I3\nV" + order + b"\nNNNI-1\nI-1\nI0\ntb"
+
+
+def array(shape, kind, raw, order=b"<"):
+    """The pickle of an array, without its end; shape and raw are pickles, too."""
+    return ARRAY + b"(I1\n" + shape + dtype(kind, order) + b"I00\n" + raw + b"tb"
+
+
+@pytest.mark.parametrize(
+    "raw", (rb"S'\x00\x00\x80?'" + b"\n", b"U\x04\0\0\x80?", b"V\0\0\\u0080?\n")
+)
+def test_numpy_1_and_python_2(tmp_path, raw):
+    old = array(b"(I1\nt", b"f4", raw).replace(b"numpy._core", b"numpy.core") + b"."
+    assert pickles.read(write(tmp_path / "f", old)) == [1.0]
+
+
+# ── Nothing is run ────────────────────────────────────────────────────────────────────────────────
+
+RAN = []
+
+
+def trap(*_):
+    RAN.append(1)
+
+
+class Reduce:
+    def __init__(self, *reduced):
+        self.reduced = reduced
+
+    def __reduce__(self):
+        return self.reduced
+
+
+def payloads(touch):
+    """Name -> pickle. Each would create the file `touch` or call `trap` if it were run."""
+    evil = Reduce(os.system, (f"touch {touch}",))
+    calls = {
+        "os.system": evil,
+        "nested": Reduce(map, (Reduce(eval, (f"lambda x: open({str(touch)!r}, 'w')",)), [1])),
+        "in an object array": np.array([evil, None], object),
+        "in a tuple in a dict": {"train": {"audio": ("x", [evil])}},
+        "as a key": {evil: 1},
+        "numpy.memmap": Reduce(np.memmap, (str(touch), "u1", "w+", 0, (1,))),
+        "trap": Reduce(trap, ()),
+        "trap as state setter": Reduce(list, (), [1], None, None, trap),
+        "bytes": Reduce(bytearray, (10**9,)),
+        "torch": torch.zeros(2),
+        "path": Path("/"),
+    }
+    raw = {
+        "dotted": b"cnumpy\nndarray.tofile\n(V%b\ntR." % str(touch).encode(),
+        "build on a list": b"](Vappend\nI1\ndb.",
+        "reduce of a string": b"Vos.system\n(Vtrue\ntR.",
+        "dtype with fields": dtype(b"V8", b"|").replace(b"NNN", b"N(Va\nt}") + b".",
+        "objects over raw bytes": array(b"(I1\nt", b"O8", b"VAAAAAAAA\n", b"|") + b".",
+        "objects of a tuple": array(b"(I1\nt", b"O8", b"(I1\nt", b"|") + b".",
+        "more bytes than values": array(b"(I1\nt", b"u1", b"VAAAAAAAA\n") + b".",
+        "negative shape": array(b"(I-1\nI-8\nt", b"u1", b"VAAAAAAAA\n") + b".",
+        "class as dtype": ARRAY + b"(I1\n(I1\ntcnumpy\nndarray\nI00\nVA\ntb.",
+        "bytes of a number": b"cbuiltins\nbytes\n(I9999999999\ntR.",
+        "itself": b"(lp0\ng0\na.",
+    }
+    pickled = {f"{k}, {p}": pickle.dumps(value, p) for k, value in calls.items() for p in (0, 2, 4)}
+    return pickled | raw
+
+
+def test_nothing_in_a_hostile_file_is_run(tmp_path):
+    touch = tmp_path / "touched"
+    for name, content in payloads(touch).items():
+        with pytest.raises(UserError) as caught:
+            pickles.read(write(tmp_path / "f", content))
+        assert "\n" not in str(caught.value) and str(tmp_path / "f") in str(caught.value), name
+        assert not touch.exists() and not RAN, name
+    with pytest.raises(UserError, match=r"asks for posix.system, .*nothing was run"):
+        pickles.read(write(tmp_path / "f", Reduce(os.system, ("true",))))
+
+
+OBJECTS = ("PERSID", "BINPERSID", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "NEXT_BUFFER")
+
+
+@pytest.mark.parametrize("name", OBJECTS)
+def test_opcodes_that_make_objects_are_refused(tmp_path, name):
+    code = next(opcode.code for opcode in pickletools.opcodes if opcode.name == name)
+    content = b"cnumpy\nndarray\n)}" + code.encode("latin1") + b"1\n1\n."
+    with pytest.raises(UserError, match=f"asks for {name}, .*nothing was run"):
+        pickles.read(write(tmp_path / "f", content))
+
+
+def test_the_payloads_are_live(tmp_path):
+    """The control: pickle itself does run one of them."""
+    with pytest.raises(TypeError):
+        pickle.loads(pickle.dumps(Reduce(eval, (f"open({str(tmp_path / 'x')!r}, 'w') + 1",))))
+    assert (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("order", (b"O,", b"<O,", b"(2)", b"2", b"i4,", b"<<", b","))
+@pytest.mark.parametrize("kind", (b"i1", b"O8", b"U1"))
+def test_the_byte_order_is_one_letter(tmp_path, order, kind):
+    """numpy reads "O,i1" as a struct with a pointer, over bytes of the file's choosing."""
+    for size in (8, 9, 16, 18):
+        content = array(b"(I2\nt", kind, b"C" + bytes([size]) + b"A" * size, order) + b"."
+        with pytest.raises(UserError, match="neither numbers nor text"):
+            pickles.read(write(tmp_path / "f", content))
+
+
+@pytest.mark.parametrize("kind", (b"V8", b"c8", b"M8", b"i\\u0664", b"i1,i1", b"f", b"U0", b""))
+def test_other_types_of_values(tmp_path, kind):
+    with pytest.raises(UserError, match="neither numbers nor text"):
+        pickles.read(write(tmp_path / "f", array(b"(I1\nt", kind, b"C\x08AAAAAAAA") + b"."))
+
+
+@pytest.mark.parametrize("code", (0x110000, 0x7FFFFFFF, 0xD800, 0xDFFF))
+@pytest.mark.parametrize("order", "<>")
+def test_text_is_unicode(tmp_path, code, order):
+    """Of other code points numpy makes strings that end fast tokenisers in a panic."""
+    for raw in (struct.pack(f"{order}II", 65, code), struct.pack(f"{order}II", code, 0)):
+        content = array(b"(I1\nt", b"U2", b"C\x08" + raw, order.encode()) + b"."
+        with pytest.raises(UserError, match="no Unicode"):
+            pickles.read(write(tmp_path / "f", content))
+
+
+@pytest.mark.parametrize(
+    "opcode", (b"V\\ud800\n", b"X\x03\0\0\0\xed\xa0\x80", b"\x8c\x03\xed\xbf\xbf")
+)
+@pytest.mark.parametrize("place", (b"(%bl.", b"(%bNd.", b"%b."))
+def test_half_a_surrogate_pair_is_refused(tmp_path, opcode, place):
+    with pytest.raises(UserError):
+        pickles.read(write(tmp_path / "f", b"\x80\x04" + place % opcode))
+
+
+def test_the_same_key_twice(tmp_path):
+    with pytest.raises(UserError, match="key train twice"):
+        pickles.read(write(tmp_path / "f", {"train": 1, b"train": 2}))
+
+
+# ── Bombs ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def doubled(leaf=b"Va\n", kind=b"l", times=40):
+    """A list that holds a list twice that holds a list twice, ...: memo item 40; 2^40 leaves."""
+    start = b"(" + b"(" + leaf + kind + b"p0\n"
+    return (
+        start + b"".join(b"(g%d\ng%d\n%bp%d\n" % (k, k, kind, k + 1) for k in range(times)) + b"l"
+    )
+
+
+def file_of(junk=b"N", **changes):
+    """An MMSA file of 2 segments, which refers to `junk` in its changes; only a train split."""
+    frames = array(b"(I2\nI3\nI2\nt", b"f4", b"C" + bytes([48]) + b"\0\0\x80?" * 12)
+    part = {"raw_text": b"(Va\nVb\nl", "id": b"(Va\nVb\nl", "audio": frames, "vision": frames}
+    part |= {"regression_labels": b"(I1\nI1\nl"} | changes
+    keys = b"".join(b"V" + key.encode() + b"\n" + value for key, value in part.items())
+    return b"\x80\x04" + junk + b"(Vtrain\n(" + keys + b"dd."
+
+
+def raw_bytes(n):
+    return b"\x8e" + struct.pack("<Q", n) + bytes(n)
+
+
+def bombs():
+    """Name -> pickle of less than a megabyte that would take minutes or gigabytes."""
+    words = doubled()
+    keys = ("raw_text", "id", "audio", "regression_labels", "audio_lengths", "annotations")
+    made = {f"doubled {key}": file_of(words, **{key: b"g40\n"}) for key in keys}
+    made |= {
+        f"doubled numbers {key}": file_of(doubled(b"I1\n", b"t"), **{key: b"g40\n"}) for key in keys
+    }
+    misa = words + b"(Vtrain\n((%b%bVv\ntld."
+    large = array(b"(I250000\nt", b"f4", raw_bytes(1_000_000)) + b"p5\n"
+    zeros = {
+        f"{n}": b"(" + b"".join(b"I%d\n" % k for k in n) + b"t"
+        for n in ((10**9, 0, 5), (2, 0, 10**8), (2, 10**9, 0), (10**18, 0, 10**18))
+    }
+    prime = 2**61 - 1  # what Python's hashes of integers are counted modulo
+    return made | {
+        "MISA's words": misa % (b"(g40\nNNt", b"I1\n"),
+        "MISA's label": misa % (b"((Va\nlNNt", b"g40\n"),
+        "MISA's samples": words + b"(Vtrain\ng40\nd.",
+        "shape": file_of(doubled(b"I1\n", b"t"), audio=array(b"g40\n", b"f4", b"C\x00")),
+        "type": file_of(words, audio=b"cnumpy\ndtype\n(g40\nI0\ntR"),
+        "name": b"(" + words + b"g40\ng40\n\x93.",
+        "key": b"(" + words + b"g40\nI1\nd.",
+        "objects": b"(Va\np0\n" + b"".join(
+            array(b"(I2\nt", b"O8", b"(g%d\ng%d\nl" % (k, k), b"|") + b"p%d\n" % (k + 1)
+            for k in range(40)) + b"t.",
+        **{f"shape {k}": file_of(audio=array(n, b"f4", b"C\x00")) for k, n in zeros.items()},
+        "a billion texts of nothing": file_of(raw_text=array(b"(I999999999\nt", b"U0", b"C\x00")),
+        "long integers as a shape": file_of(
+            audio=array(b"(\x8b" + struct.pack("<i", 900_000) + b"\x7f" * 900_000 + b"t", b"f4", b"N")),
+        "a long integer": b"I" + b"9" * 999_000 + b"\n.",
+        "colliding keys": b"(" + b"".join(b"I%d\nN" % (k * prime) for k in range(1, 40_000)) + b"d.",
+        "colliding memo": b"N" + b"".join(b"p%d\n" % (k * prime) for k in range(1, 40_000)) + b".",
+        "one array as 1,000 labels": file_of(large, regression_labels=b"(" + b"g5\n" * 1000 + b"l"),
+        "one array as 1,000 segments": file_of(large, audio=b"(" + b"g5\n" * 1000 + b"l"),
+        "one text 100,000 times": file_of(
+            b"V" + b"x" * 400_000 + b"\np5\n", raw_text=b"(" + b"g5\n" * 100_000 + b"l"),
+        "one text encoded 10,000 times": b"(V" + b"x" * 300_000 + b"\np5\n" + b"c_codecs\nencode\n(g5\nVlatin1\ntR" * 10_000 + b"l.",
+        "lists, very deep": b"]" * 150_000 + b"a" * 149_999 + b".",
+        "tuples, very deep": b")" + b"\x85" * 300_000 + b".",
+        "calls, very deep": b"cnumpy\nndarray\np0\n" + b"g0\n" * 75_000 + b"R" * 75_000 + b".",
+        "20 MB of lists": b"]" * 20_000_000,
+        "100 GB of bytes": b"\x80\x04\x8e" + struct.pack("<Q", 10**11) + b"x.",
+        "4 GB of text": b"\x80\x04X\xff\xff\xff\xff.",
+        "100,000 keys": file_of(**{f"k{k}": b"N" for k in range(100_000)}).replace(b"audio", b"odd"),
+        "what moves the cursor": b"(V\\u001b[2J\\u202e\nNd.",
+    }  # fmt: skip
+
+
+def light(path, contents):
+    """What is said of each file; AssertionError if that takes long."""
+    said = {}
+    for name, content in contents.items():
+        start = time.perf_counter()
+        try:
+            formats.read(write(path, content))
+            said[name] = "read"
+        except UserError as error:
+            said[name] = str(error)
+        assert time.perf_counter() - start < 5, name
+    return said
+
+
+def test_a_bomb_is_refused_in_5_seconds_and_500_megabytes(tmp_path):
+    said = in_child(light, tmp_path / "f", {"control": file_of(), **bombs()})
+    assert said.pop("control") == "read"
+    for name, sentence in said.items():
+        assert sentence.startswith(str(tmp_path / "f")) and sentence.isprintable(), name
+        assert len(sentence) < 400, name
+
+
+def test_a_damaged_length_in_a_large_file_copies_nothing(tmp_path):
+    with open(tmp_path / "f", "wb") as file:
+        file.write(b"\x80\x04X\xf0\xf0\xf0\xf0")
+        file.truncate(5 << 30)
+    assert "at once" in in_child(refusal, pickles.read, tmp_path / "f", megabytes=5500)
+
+
+@pytest.mark.parametrize("kind", ("pipe", "device", "folder", "nothing"))
+def test_only_regular_files_are_opened(tmp_path, kind):
+    path = {"device": "/dev/zero", "folder": str(tmp_path)}.get(kind, str(tmp_path / "f"))
+    if kind == "pipe":
+        os.mkfifo(path)
+    for function in (pickles.read, formats.rows_of):
+        assert path in in_child(refusal, function, path)
+
+
+def refusal(function, path):
+    """What a function says of a file that it does not read."""
+    with pytest.raises(UserError) as caught:
+        function(path)
+    return str(caught.value)
