@@ -158,6 +158,12 @@ class Batch(NamedTuple):
     video: torch.Tensor
     ids: list
 
+    def to(self, device):
+        """Values to the device; lengths stay on the CPU, where they are looked at."""
+        move = {"device": device, "non_blocking": True}
+        inputs = {m: (values.to(**move), lengths) for m, (values, lengths) in self.inputs.items()}
+        return Batch(inputs, self.y.to(**move), self.video.to(**move), self.ids)
+
 
 class Segments(torch.utils.data.Dataset):
     """A split as the model takes it. Texts are tokenised once; frames are cleaned when asked for.

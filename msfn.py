@@ -1,8 +1,7 @@
 """MSFN, the Multimodal Similarity Fusion Network, equation by equation.
 
 Paper: *Multimodal Similarity Fusion Network for Multimodal Sentiment Analysis*, International
-Journal of Engineering Science Invention, DOI 10.35629/6734-12035360. Read this file beside it, from
-Eq. 1 to Eq. 16.
+Journal of Engineering Science Invention, DOI 10.35629/6734-12035360. Read this file beside it.
 
     X_a ─ LSTMs (1) ─┐                              ┌─ Discriminator (5–7) ─ L^a (8)
     X_v ─ LSTMs (2) ─┼─ x_m ─ Generator (4) ─ h_m ──┼─ triplet_loss (9) ─ L^d (10)
@@ -15,20 +14,19 @@ Glossary (code, paper, meaning):
     m, k            m, k            a modality: "a" audio, "v" visual, "l" language
     inputs[m]       X_m             what modality m brings: (padded sequences, their true lengths)
     B               N               segments in the batch (which N Eq. 13 means: attention_mask)
-    T, d_m          –, d_m          length of the longest sequence; width of a raw feature
+    T, d_m          –, d_m          length of the longest sequence; width of a raw feature (D_m, in
+                                    contrast, is a discriminator)
     d               d               width that all modalities share after the embedding
     x[m]            x_m             embedded segment, (B, d)
     h[m]            h_m             the same in the shared subspace, (B, d)
     x_hat[m]        x̂_m             reconstruction of x_m, (B, d)
     logits[m][k]    –               z with D_m(G_k(x_k)) = sigmoid(z), (B,)
     y, prediction   y, ŷ            sentiment in [-3, 3], (B,)
-    alpha, beta, gamma  α, β, γ     weights of L^a, L^d, L^rl in Eq. 16
-    margin          δ               margin of the triplet loss
 
-A component can be copied alone: it needs torch and nothing else of this file but, where it calls
-one, the function above it. Where the code differs from the print, `Paper:` / `Here:` / `Why:` say so.
-Figures 1 and 2 of the paper were not available to us, only its text: how many layers LSTMs, G, D, E
-and f have, and of what width, is our choice.
+A component can be copied alone: it needs torch and, where it calls one, the function above it. Where
+the code differs from the print, `Paper:` / `Here:` / `Why:` say so. Figures 1 and 2 of the paper were
+not available to us, only its text: how many layers LSTMs, G, D, E and f have, and of what width, is
+our choice.
 """
 
 from dataclasses import dataclass, field
@@ -40,9 +38,8 @@ from torch import Tensor, nn
 
 MODALITIES = ("a", "v", "l")
 
+
 # ── 3.2 Multimodal data embedding: Eqs. 1–3 ───────────────────────────────────────────────────────
-
-
 class LSTMs(nn.Module):
     """Eqs. 1, 2:  x_a = LSTMs(X_a; θ_a^lstm),  x_v = LSTMs(X_v; θ_v^lstm)
 
@@ -78,10 +75,8 @@ class LSTMs(nn.Module):
 class BERTs(nn.Module):
     """Eq. 3:  x_l = BERTs(X_l; θ_l^bert)
 
-    A pre-trained encoder and a Dense layer.
-
-    The paper does not say which of BERT's outputs the Dense layer takes: here the mean of the last
-    layer over the true tokens ("mean") or its first position ("cls").
+    A pre-trained encoder and a Dense layer. The paper does not say which of BERT's outputs the Dense
+    layer takes: here the mean of the last layer over the true tokens, or its first position ("cls").
 
     bert: any encoder of transformers: called with input_ids and attention_mask, it gives a
     last_hidden_state (B, T, D).
@@ -107,8 +102,6 @@ class BERTs(nn.Module):
 
 
 # ── 3.3, 3.3.1 Multimodal similarity learning, adversarial loss: Eqs. 4–8 ──────────────────────────
-
-
 class Generator(nn.Sequential):
     """Eq. 4:  h_m = G_m(x_m; θ_m^G)
 
@@ -123,7 +116,7 @@ class Generator(nn.Sequential):
         )
 
 
-class Discriminator(nn.Module):
+class Discriminator(nn.Sequential):
     """D_m of Eqs. 5–7, before its sigmoid:  D_m(h) = σ(z)
 
     Takes the features of its own modality for true and those of the other two for false.
@@ -132,11 +125,7 @@ class Discriminator(nn.Module):
     """
 
     def __init__(self, d: int):
-        super().__init__()
-        self.layers = nn.Sequential(nn.Linear(d, d), nn.LeakyReLU(0.2), nn.Linear(d, 1))
-
-    def forward(self, h: Tensor) -> Tensor:
-        return self.layers(h).squeeze(-1)
+        super().__init__(nn.Linear(d, d), nn.LeakyReLU(0.2), nn.Linear(d, 1), nn.Flatten(0))
 
 
 def minimax_loss(real: Tensor, fakes: list[Tensor], form: str = "literal") -> Tensor:
@@ -149,9 +138,8 @@ def minimax_loss(real: Tensor, fakes: list[Tensor], form: str = "literal") -> Te
     form "literal": as printed. The discriminators can raise −log D(fake) without bound.
     form "bounded": log(1 − D(fake)) instead, the usual GAN's value, with the same two players.
 
-    real: (B_m,) logits z of D_m(G_m(x_m)) = σ(z); fakes: for each other k (B_k,) those of
-    D_m(G_k(x_k)) -> (), 0 if there is no sample of m or none of the others. Raises KeyError for
-    another form.
+    real: (B_m,) logits z of D_m(G_m(x_m)) = σ(z); fakes: (B_k,) of D_m(G_k(x_k)) for each other k
+    -> (), 0 without a sample of m or of the others. Raises KeyError for another form.
     """
     # log(1 − σ(z)) = log σ(−z), which is finite where 1 − σ(z) rounds to 0
     against = {"literal": lambda z: -F.logsigmoid(z), "bounded": lambda z: F.logsigmoid(-z)}[form]
@@ -171,8 +159,6 @@ def adversarial_loss(logits: dict[str, dict[str, Tensor]], form: str = "literal"
 
 
 # ── 3.3.2 Distance metric loss: Eqs. 9, 10 ────────────────────────────────────────────────────────
-
-
 def sentiment_classes(y: Tensor, kind: str = "seven") -> Tensor:
     """The classes that Eq. 9 compares, y_a = y_p ≠ y_n, of a continuous label.
 
@@ -188,7 +174,7 @@ def sentiment_classes(y: Tensor, kind: str = "seven") -> Tensor:
 def triplet_loss(h: Tensor, y: Tensor, margin: float = 1.0, reduction: str = "mean") -> Tensor:
     """Eq. 9:  L^d_m = Σ_{a,p,n : y_a = y_p ≠ y_n} [ d_{a,p} − d_{a,n} + δ ]₊,    p ≠ a
 
-    d_{i,j} is the Euclidean distance between rows i and j. The same in B³ memory, to read first:
+    d_{i,j} is the Euclidean distance of rows i and j. The same in B³ memory, to read first:
 
         same = y[:, None] == y[None, :]
         positive = same & ~torch.eye(len(y), dtype=torch.bool)
@@ -199,13 +185,12 @@ def triplet_loss(h: Tensor, y: Tensor, margin: float = 1.0, reduction: str = "me
     Paper: the sum without the hinge [·]₊, and δ without a value.
     Here:  the hinge; δ = 1; and the mean over all valid triplets, or the sum on request.
     Why:   the text wants the positive nearer "by a boundary value", as FaceNet (its ref. 21) does;
-           without the hinge the margin has no effect and negatives are pushed away for ever. The
-           sum grows as B³, so no β would fit two batch sizes.
+           without the hinge δ has no effect. The sum grows as B³: no β would fit two batch sizes.
 
     All valid triplets, exactly, in O(B² (d + log B)) time and O(B²) memory. Inside its hinge the loss
     is linear: each triplet with d_an < d_ap + δ adds d_ap once, −d_an once and δ once. So it is
-    enough to *count* these triplets, by binary search in each anchor's sorted distances: for each
-    positive its negatives, for each negative its positives.
+    enough to *count* them, by binary search in each anchor's sorted distances: for each positive its
+    negatives, for each negative its positives.
 
     h: (B, d) float32 or float64, y: (B,) integer classes -> (), 0 where no triplet is valid.
     Gradients are finite for equal rows. Raises ValueError for other shapes or classes that are no
@@ -244,8 +229,6 @@ def distance_loss(
 
 
 # ── 3.4 Multimodal decoder and reconstruction loss: Eqs. 11, 12 ───────────────────────────────────
-
-
 class Decoder(nn.Sequential):
     """Eq. 11:  x̂_m = E_m(h_m; θ_m^E)        (E for a decoder: the paper's letter)
 
@@ -257,34 +240,25 @@ class Decoder(nn.Sequential):
 
 
 def reconstruction_loss(
-    x: dict[str, Tensor],
-    x_hat: dict[str, Tensor],
-    reduction: str = "mean",
-    detach_target: bool = False,
+    x: dict[str, Tensor], x_hat: dict[str, Tensor], reduction: str = "mean"
 ) -> Tensor:
     """Eq. 12:  L^rl = (1/3) Σ_m ‖x_m − x̂_m‖²₂
 
     Paper: the squared norm of an N × d matrix, a sum over segments and features.
     Here:  their mean, or the sum on request.
-    Why:   a sum changes γ's meaning with the batch size and with d; Table 1's γ = 0.2 of it would
-           drown L^task.
+    Why:   a sum changes γ's meaning with B and d; Table 1's γ = 0.2 of it would drown L^task.
 
-    The target x_m is trainable too, so the loss also falls by shrinking x_m, unless detach_target.
-
-    x[m], x_hat[m]: (B_m, d) float -> (); a modality without a segment adds 0. Raises ValueError
-    for another reduction.
+    The target x_m is trainable, too, so the loss also falls by shrinking x_m; pass it detached to
+    prevent that. x[m], x_hat[m]: (B_m, d) float -> (). Raises ValueError for another reduction.
     """
     total = 0
     for m, target in x.items():
-        target = target.detach() if detach_target else target
-        error = F.mse_loss(x_hat[m], target, reduction=reduction)
-        total = total + (error if len(target) else 0)  # a mean of nothing is NaN
+        how = reduction if len(target) else "sum"  # of nothing the sum is 0, the mean NaN
+        total = total + F.mse_loss(x_hat[m], target, reduction=how)
     return total / len(x)
 
 
 # ── 3.5 Fusion prediction network: Eqs. 13–15 ─────────────────────────────────────────────────────
-
-
 class SelfAttention(nn.Module):
     """Eq. 13:  F_m = softmax(Q_m K_mᵀ / √d_k) V_m
     Eq. 14:  Q_m = h_m w_m^q,  K_m = h_m w_m^k,  V_m = h_m w_m^v
@@ -308,14 +282,12 @@ class SelfAttention(nn.Module):
 def attention_mask(video: Tensor, over: str = "video") -> Tensor:
     """Which segments Eq. 13's softmax runs over: what N is.
 
-    Paper: "The task of MSA is to build a model to predict the emotional state of a video clip …
-           The input to the model is a set of multimodal datasets X … containing N segments"; Q_m
-           and K_m have N rows, one vector a segment.
+    Paper: "the emotional state of a video clip", from "X … containing N segments"; Q_m and K_m have
+           N rows, one vector a segment.
     Here:  "video": the segments of the same video (one whose video is unknown attends to itself
-           alone); "batch": all that happen to share the batch; "segment": itself alone, where the
-           softmax is 1 and F_m = V_m.
-    Why:   the input is a video's N segments; over the batch a prediction depends on whatever else
-           was drawn into it, and over the segment Eq. 13 has nothing to do.
+           alone); "batch": all that happen to share the batch; "segment": itself alone.
+    Why:   over the batch a prediction depends on whatever else was drawn into it; over the segment
+           the softmax is 1, so F_m = V_m and Eq. 13 has nothing to do.
 
     video: (B,) int64, equal numbers for the same video, negative for unknown -> (B, B) bool.
     Raises KeyError for another reading.
@@ -326,23 +298,18 @@ def attention_mask(video: Tensor, over: str = "video") -> Tensor:
     return {"video": itself | together, "batch": everyone, "segment": itself}[over]
 
 
-class FusionPredictor(nn.Module):
-    """3.5:  F = [F_a, F_v, F_l],  ŷ = f(F; θ_f)        (f: "composed of fully connected layers")
+class FusionPredictor(nn.Sequential):
+    """3.5:  ŷ = f(F; θ_f),  F = [F_a, F_v, F_l]        (f: "composed of fully connected layers")
 
     The output is not squashed into [−3, 3]: Eq. 15 keeps it there, and a squashed one cannot reach
     ±3.
 
-    F_m for each modality, in the order a, v, l: (B, d) float each -> (B,) float
+    F: (B, modalities · d) float -> (B,) float
     """
 
     def __init__(self, d: int, modalities: int = 3, dropout: float = 0.1):
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(modalities * d, d), nn.ReLU(), nn.Dropout(dropout), nn.Linear(d, 1)
-        )
-
-    def forward(self, *features: Tensor) -> Tensor:
-        return self.layers(torch.cat(features, dim=-1)).squeeze(-1)
+        first, last = nn.Linear(modalities * d, d), nn.Linear(d, 1)
+        super().__init__(first, nn.ReLU(), nn.Dropout(dropout), last, nn.Flatten(0))
 
 
 def task_loss(y: Tensor, prediction: Tensor, reduction: str = "mean") -> Tensor:
@@ -350,8 +317,7 @@ def task_loss(y: Tensor, prediction: Tensor, reduction: str = "mean") -> Tensor:
 
     Paper: a sum over M segments.
     Here:  their mean, or the sum on request.
-    Why:   with the mean, α, β, γ and the learning rate keep their meaning when the batch size
-           changes.
+    Why:   with the mean α, β, γ and the learning rate keep their meaning when B changes.
 
     y, prediction: (B,) float -> (). Raises ValueError for another reduction.
     """
@@ -359,8 +325,6 @@ def task_loss(y: Tensor, prediction: Tensor, reduction: str = "mean") -> Tensor:
 
 
 # ── Configuration: Table 1's MOSI column, and the choices that the paper leaves open ───────────────
-
-
 def option(default, help: str):
     """A dataclass field that carries its help text to the command line."""
     return field(default=default, metadata={"help": help})
@@ -377,22 +341,16 @@ class MSFNConfig:
     dropout: float = option(0.1, "Drop: dropout rate")
     pooling: Literal["mean", "cls"] = option("mean", "Eq. 3: one vector of BERT's last layer")
     lstm_width: int = option(64, "Eqs. 1, 2: width of each direction of the Bi-LSTM")
-    adversarial: Literal["literal", "bounded"] = option(
-        "literal", "Eqs. 5–7: −log D(fake) or log(1 − D(fake))"
-    )
+    adversarial: Literal["literal", "bounded"] = option("literal", "Eqs. 5–7: form of the game")
     triplet_features: Literal["h", "x"] = option("h", "Eq. 9: distances between h_m or x_m")
     margin: float = option(1.0, "δ: margin of Eq. 9")
     classes: Literal["seven", "sign"] = option("seven", "Eq. 9: classes, Acc-7's or the sign")
     detach_target: bool = option(False, "Eq. 12: no gradient through the target x_m")
-    attention: Literal["video", "batch", "segment"] = option(
-        "video", "Eq. 13: which segments a segment attends to"
-    )
+    attention: Literal["video", "batch", "segment"] = option("video", "Eq. 13: what N is")
     reduction: Literal["mean", "sum"] = option("mean", "Eqs. 9, 12, 15: the print has sums")
 
 
 # ── 3.6 Optimization: Eq. 16, and the model ───────────────────────────────────────────────────────
-
-
 class Output(NamedTuple):  # of MSFN.forward: all that the losses need
     prediction: Tensor  # ŷ: (B,)
     x: dict[str, Tensor]  # x_m: (B, d)
@@ -446,7 +404,8 @@ class MSFN(nn.Module):
         logits = {m: {k: self.discriminators[m](h[k]) for k in MODALITIES} for m in MODALITIES}
         x_hat = {m: self.decoders[m](h[m]) for m in MODALITIES}
         mask = attention_mask(video, self.config.attention)
-        prediction = self.predictor(*(self.attentions[m](h[m], mask) for m in MODALITIES))
+        attended = [self.attentions[m](h[m], mask) for m in MODALITIES]
+        prediction = self.predictor(torch.cat(attended, dim=-1))  # (B, 3d) -> (B,)
         return Output(prediction, x, h, x_hat, logits)
 
     def losses(self, output: Output, y: Tensor, lengths: dict[str, Tensor]) -> Losses:
@@ -467,7 +426,8 @@ class MSFN(nn.Module):
         task = task_loss(y, output.prediction, c.reduction)
         adversarial = adversarial_loss(logits, c.adversarial)
         distance = distance_loss(features, classes, c.margin, c.reduction)
-        reconstruction = reconstruction_loss(x, x_hat, c.reduction, c.detach_target)
+        target = {m: x[m].detach() for m in x} if c.detach_target else x
+        reconstruction = reconstruction_loss(target, x_hat, c.reduction)
         total = task + c.alpha * adversarial + c.beta * distance + c.gamma * reconstruction
         return Losses(total, task, adversarial, distance, reconstruction)
 
@@ -489,6 +449,6 @@ class MSFN(nn.Module):
         Of L's four terms L^a alone depends on the discriminators, so they ascend α L^a.
         """
         adversary = list(self.discriminators.parameters())
-        ids = {id(p) for p in adversary}
-        rest = [p for p in self.parameters() if id(p) not in ids]
+        ours = "discriminators."
+        rest = [p for name, p in self.named_parameters() if not name.startswith(ours)]
         return [{"params": rest}, {"params": adversary, "maximize": True}]

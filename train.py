@@ -19,6 +19,7 @@ What is trained is a class: build(config, widths, encoder) with the face of `msf
 """
 
 import math
+import statistics
 import sys
 import time
 from collections import defaultdict
@@ -28,7 +29,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -74,14 +75,12 @@ class Config(MSFNConfig):
     def __post_init__(self):
         options.check(self)
         for name in ("d", "lstm_width", "batch_size", "epochs", "patience"):
-            options.demand(self, name, getattr(self, name) >= 1, "at least 1")
+            options.demand(self, name, lambda n: n >= 1, "at least 1")
         for name in ("learning_rate", "bert_learning_rate", "clip"):
-            value = getattr(self, name)
-            options.demand(self, name, value is None or value > 0, "positive")
-        options.demand(self, "dropout", 0 <= self.dropout < 1, "at least 0 and below 1")
-        options.demand(self, "seed", 0 <= self.seed < 2**30, "in 0 … 2**30 − 1")
-        known = self.modalities and set(self.modalities) <= set(MODALITIES)
-        options.demand(self, "modalities", known, "letters of avl")
+            options.demand(self, name, lambda r: r > 0, "positive")
+        options.demand(self, "dropout", lambda p: 0 <= p < 1, "at least 0 and below 1")
+        options.demand(self, "seed", lambda n: 0 <= n < 2**30, "in 0 … 2**30 − 1")
+        options.demand(self, "modalities", lambda m: m and set(m) <= set("avl"), "letters of avl")
         for name in ("data", "labels", "bert"):  # a resumed run finds them from anywhere
             path = getattr(self, name)
             if path not in (None, encoders.SMALL) and Path(path).exists():
@@ -122,24 +121,18 @@ def metrics(prediction: np.ndarray, y: np.ndarray) -> dict[str, float]:
     prediction, y: (N,) float -> dict of float
     """
     prediction, y = np.asarray(prediction, np.float64), np.asarray(y, np.float64)
-    result = {"mae": np.abs(prediction - y).mean() if len(y) else math.nan}
-    result["corr"] = pearson(prediction, y) if len(y) else math.nan
+    if len(y) == 0:
+        return dict.fromkeys(COLUMNS, math.nan)
+    result = {"mae": np.abs(prediction - y).mean(), "corr": pearson(prediction, y)}
     for name, bound in (("acc7", 3), ("acc5", 2)):
-        result[name] = accuracy(
-            np.round(prediction.clip(-bound, bound)) == np.round(y.clip(-bound, bound))
-        )
-    kept = y != 0
-    for name, p, t in (
-        ("has0", prediction >= 0, y >= 0),
-        ("non0", prediction[kept] > 0, y[kept] > 0),
-    ):
-        result[f"acc2_{name}"] = accuracy(p == t)
-        result[f"f1_{name}"] = weighted_f1(p, t)
+        p, t = (x.clip(-bound, bound).round() for x in (prediction, y))
+        result[name] = (p == t).mean()
+    there = y != 0
+    signs = {"has0": (prediction >= 0, y >= 0), "non0": (prediction[there] > 0, y[there] > 0)}
+    for name, (p, t) in signs.items():
+        result[f"acc2_{name}"] = (p == t).mean() if len(t) else math.nan
+        result[f"f1_{name}"] = weighted_f1(p, t) if len(t) else math.nan
     return {name: float(value) for name, value in result.items()}
-
-
-def accuracy(hits: np.ndarray) -> float:
-    return hits.mean() if len(hits) else math.nan
 
 
 def pearson(p: np.ndarray, t: np.ndarray) -> float:
@@ -150,11 +143,11 @@ def pearson(p: np.ndarray, t: np.ndarray) -> float:
 
 def weighted_f1(p: np.ndarray, t: np.ndarray) -> float:
     """F1 of the classes False and True, weighted by how many of each are true. p, t: (N,) bool"""
-    f1 = [
-        2 * ((p == c) & (t == c)).sum() / max(((p == c).sum() + (t == c).sum()), 1)
-        for c in (False, True)
-    ]
-    return np.average(f1, weights=[(~t).sum(), t.sum()]) if len(t) else math.nan
+    f1 = []
+    for c in (False, True):
+        both = ((p == c) & (t == c)).sum()
+        f1.append(2 * both / max((p == c).sum() + (t == c).sum(), 1))
+    return np.average(f1, weights=[(~t).sum(), t.sum()])
 
 
 def table(dataset: str, rows: dict[str, dict[str, float]]) -> str:
@@ -174,8 +167,6 @@ def number(column: str, value: float) -> str:
 
 
 # ── Preparation ───────────────────────────────────────────────────────────────────────────────────
-
-
 class Run(NamedTuple):
     """What a run works with."""
 
@@ -214,13 +205,6 @@ def loader(segments: data.Segments, config: Config, epoch: int | None = None) ->
     return DataLoader(segments, batch_sampler=plan, **options)
 
 
-def to_device(batch: data.Batch, device: torch.device) -> data.Batch:
-    """Values to the device; lengths stay on the CPU, where they are looked at."""
-    move = {"device": device, "non_blocking": True}
-    inputs = {m: (values.to(**move), lengths) for m, (values, lengths) in batch.inputs.items()}
-    return batch._replace(inputs=inputs, y=batch.y.to(**move), video=batch.video.to(**move))
-
-
 def make_optimizer(run: Run, config: Config) -> torch.optim.Adam:
     """Adam for both sides of the game; the encoder may have a learning rate of its own."""
     encoder = {id(p) for p in run.model.encoder.parameters()} if run.model.encoder else set()
@@ -236,13 +220,9 @@ def make_optimizer(run: Run, config: Config) -> torch.optim.Adam:
 
 
 # ── A step, an epoch ──────────────────────────────────────────────────────────────────────────────
-
-CHECK_EVERY = 20  # steps between looks at the losses: each look waits for the GPU
-
-
 def train_step(run: Run, forward, optimizer, config: Config, batch: data.Batch) -> dict:
     """One batch: forward, backward, and a step of each side -> its losses and what was observed."""
-    batch = to_device(batch, run.device)
+    batch = batch.to(run.device)
     lengths = {m: batch.inputs[m][1] for m in MODALITIES}
     with devices.autocast(config.amp, run.device):
         output = forward(batch.inputs, batch.video)
@@ -267,43 +247,29 @@ def train_epoch(run: Run, forward, optimizer, config: Config, epoch: int) -> dic
     run.model.train()
     torch.manual_seed(config.seed * 1_000_003 + epoch)
     batches = loader(run.segments["train"], config, epoch)
-    rows, ids = [], []
-    bar = tqdm(batches, f"epoch {epoch}", leave=False, disable=processes.RANK > 0 or None)
-    for batch in bar:
-        rows.append(train_step(run, forward, optimizer, config, batch))
-        ids.append(batch.ids)
-        if len(rows) % CHECK_EVERY == 0 or len(rows) == len(batches):
-            raise_if_not_finite(rows[-CHECK_EVERY:], ids[-CHECK_EVERY:], epoch)
     logged = defaultdict(list)
-    for row in rows:
-        for name, value in row.items():
+    for batch in tqdm(batches, f"epoch {epoch}", leave=False, disable=processes.RANK > 0 or None):
+        for name, value in train_step(run, forward, optimizer, config, batch).items():
             logged[name].append(value)
-    return {name: float(torch.stack(values).mean()) for name, values in logged.items()}
-
-
-def raise_if_not_finite(rows: list[dict[str, Tensor]], ids: list[list[str]], epoch: int):
-    """Raises UserError, naming the first term that is not finite and its segments."""
-    for row, segments in zip(rows, ids, strict=True):
-        for name, value in reversed(row.items()):  # the total comes first, its terms say more
+    logged = {name: torch.stack(values).tolist() for name, values in logged.items()}
+    for name in [*list(logged)[1:], *list(logged)[:1]]:  # terms say more than their total
+        for value, rows in zip(logged[name], batches.batch_sampler, strict=False):
             if not math.isfinite(value):
+                ids = " ".join(run.segments["train"].split.ids[i] for i in rows)
                 raise UserError(
-                    f"{name} is {float(value)} in epoch {epoch}, segments {' '.join(segments)}: "
-                    "stopped, the last checkpoint is kept; a smaller --learning-rate may help"
+                    f"{name} is {value} in epoch {epoch}, segments {ids}: stopped, the last "
+                    "checkpoint is kept; a smaller --learning-rate may help"
                 )
+    return {name: statistics.fmean(values) for name, values in logged.items()}
 
 
 @torch.no_grad()
-def predict(
-    run: Run, segments: data.Segments, config: Config, epoch: int | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """-> ŷ and y of every segment of a split, in its order: (N,) float32 each
-
-    epoch: of a shuffle of the batches; only for --attention batch does it change ŷ
-    """
+def predict(run: Run, segments: data.Segments, config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """-> ŷ and y of every segment of a split, in its order: (N,) float32 each"""
     run.model.eval()
-    batches, predictions = loader(segments, config, epoch), []
+    batches, predictions = loader(segments, config), []
     for batch in batches:
-        batch = to_device(batch, run.device)
+        batch = batch.to(run.device)
         with devices.autocast(config.amp, run.device):
             predictions.append(run.model(batch.inputs, batch.video)[0].float())
     order = np.concatenate(batches.batch_sampler)
@@ -311,8 +277,6 @@ def predict(
 
 
 # ── The whole run ─────────────────────────────────────────────────────────────────────────────────
-
-
 def train(config: Config, folder: RunFolder | None = None, build=MSFN, observe=None) -> dict:
     """Train, choose the epoch on valid, read test once -> what results.json holds.
 
@@ -361,17 +325,15 @@ def train(config: Config, folder: RunFolder | None = None, build=MSFN, observe=N
 
 def epoch_line(config: Config, entry: dict) -> str:
     terms = "  ".join(f"{name} {value:.3f}" for name, value in entry["train"].items())
-    synthetic = "synthetic " if config.dataset == "synthetic" else ""
-    valid = f"{synthetic}valid MAE {entry['valid']['mae']:.3f} Corr {entry['valid']['corr']:.3f}"
-    return f"epoch {entry['epoch']:2d}  {terms}  {valid}  {entry['seconds']:.0f} s"
+    valid = f"valid MAE {entry['valid']['mae']:.3f} Corr {entry['valid']['corr']:.3f}"
+    return f"epoch {entry['epoch']:2d}  {terms}  {config.dataset} {valid}  {entry['seconds']:.0f} s"
 
 
 def show(results: dict, folder: RunFolder):
     """A finished run's metrics beside the paper's row."""
     dataset = results["dataset"]
-    prefix = "synthetic " if dataset == "synthetic" else ""
-    print(f"\n{dataset}: epoch {results['epoch']}, the best on {prefix}valid; {folder.path}")
-    print(table(dataset, {prefix + s: results[s] for s in ("valid", "test") if s in results}))
+    print(f"\n{dataset}: epoch {results['epoch']}, the best on valid; {folder.path}")
+    print(table(dataset, {f"{dataset} {s}": results[s] for s in data.SPLITS if s in results}))
 
 
 def main(argv: list[str], build=MSFN, observe=None):

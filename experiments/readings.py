@@ -49,7 +49,7 @@ READINGS = {  # name: (what it reads, train.py's options)
     ),
 }
 OBSERVED = {"x_probe": "probe x", "h_probe": "probe h", "x_cmd": "CMD x", "h_cmd": "CMD h"}
-OBSERVED |= {"h_spread": "spread h"} | {n: n for n in ("violated", "d_ap", "d_an", "drift")}
+OBSERVED |= {"h_spread": "spread h"} | {n: n for n in ("violated", "d_ap", "d_an")}
 SIMILARITY = [str(tables.ROOT / "experiments" / "similarity.py"), "--train"]
 
 

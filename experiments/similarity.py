@@ -17,10 +17,6 @@ and over the triplets of Eq. 9 inside each modality, of h, or of x after --tripl
     violated    share with d_ap > d_an − δ
     d_ap, d_an  mean distances
 
-and for --attention batch:
-
-    drift   mean |ŷ − ŷ'| when other segments share the batch; 0 for the other readings of Eq. 13
-
 With --train they stand under "observed" in each line of metrics.jsonl.
 """
 
@@ -52,7 +48,7 @@ def embed(
     run.model.eval()
     found = {name: {m: [] for m in MODALITIES} for name in ("x", "h", "y", "video")}
     for batch in train.loader(run.segments[split], config):
-        batch = train.to_device(batch, run.device)
+        batch = batch.to(run.device)
         output = run.model(batch.inputs, batch.video)
         for m in MODALITIES:
             rows = batch.inputs[m][1].nonzero().squeeze(1).to(run.device)
@@ -148,9 +144,6 @@ def similarity(run: train.Run, config: train.Config) -> dict[str, float]:
         per_modality.append(triplets(features, classes, config.margin))
     means = torch.stack(per_modality).mean(0).tolist()
     result |= dict(zip(("violated", "d_ap", "d_an"), means, strict=True))
-    if config.attention == "batch":
-        one, two = (train.predict(run, run.segments["valid"], config, epoch)[0] for epoch in (0, 1))
-        result["drift"] = float(np.abs(one - two).mean())
     return result
 
 

@@ -20,15 +20,22 @@ def check(config):
         else:
             legal = type(value) in allowed or (float in allowed and type(value) is int)
         names = ", ".join(getattr(each, "__name__", str(each)) for each in allowed)
-        demand(config, name, legal, f"of {names}")
-        number = type(value) in (int, float)
-        demand(config, name, not number or abs(value) < 1e18, "a number below 1e18")  # NaN is not
+        if not legal:
+            raise refusal(name, value, f"of {names}")
+        if type(value) in (int, float):
+            demand(config, name, lambda n: abs(n) < 1e18, "a number below 1e18")  # NaN is not
 
 
-def demand(config, name: str, holds: bool, what: str):
-    if not holds:
-        value = printable(repr(getattr(config, name)))
-        raise UserError(f"--{name.replace('_', '-')} must be {what}, not {value}")
+def demand(config, name: str, holds, what: str):
+    """Raises UserError unless holds(the field's value), or the value is None."""
+    value = getattr(config, name)
+    if value is not None and not holds(value):
+        raise refusal(name, value, what)
+
+
+def refusal(name: str, value, what: str) -> UserError:
+    shown = printable(repr(value))
+    return UserError(f"--{name.replace('_', '-')} must be {what}, not {shown}")
 
 
 def parse(kind: type, presets: dict[str, dict], chosen_by: str, description: str, argv: list[str]):
