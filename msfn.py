@@ -158,6 +158,23 @@ def adversarial_loss(logits: dict[str, dict[str, Tensor]], form: str = "literal"
     return sum(terms) / len(terms)
 
 
+def gradient_penalty(discriminators: dict[str, nn.Module], h: dict[str, Tensor]) -> Tensor:
+    """Not in the paper:  R = E[ ‖∇_h z‖² ]  over the samples of all pairs (m, k), z of D_m(h_k) = σ(z)
+
+    Mescheder, Geiger and Nowozin (2018), "Which training methods for GANs do actually converge?":
+    with L^a − (ρ/2) R as the game's value D has a reason to become flat where the modalities meet,
+    and the game comes to rest. h is detached: R is the discriminators' to pay, not the generators'.
+
+    discriminators[m]: (B, d) -> logits (B,), h[m]: (B_m, d) float -> (), 0 without a sample. A
+    modality without samples has no discriminator that plays.
+    """
+    at = torch.cat(list(h.values())).detach().requires_grad_()  # (Σ B_m, d)
+    logits = [discriminators[m](at) for m in h if len(h[m])]
+    slopes = [torch.autograd.grad(z.sum(), at, create_graph=True)[0] for z in logits]
+    squares = [slope.square().sum() for slope in slopes]
+    return sum(squares, at.new_zeros(())) / max(len(at) * len(squares), 1)
+
+
 # ── 3.3.2 Distance metric loss: Eqs. 9, 10 ────────────────────────────────────────────────────────
 def sentiment_classes(y: Tensor, kind: str = "seven") -> Tensor:
     """The classes that Eq. 9 compares, y_a = y_p ≠ y_n, of a continuous label.
@@ -342,6 +359,7 @@ class MSFNConfig:
     pooling: Literal["mean", "cls"] = option("mean", "Eq. 3: one vector of BERT's last layer")
     lstm_width: int = option(64, "Eqs. 1, 2: width of each direction of the Bi-LSTM")
     adversarial: Literal["literal", "bounded"] = option("literal", "Eqs. 5–7: form of the game")
+    penalty: float = option(0.0, "ρ: weight of R, not in the paper, which lets the game converge")
     triplet_features: Literal["h", "x"] = option("h", "Eq. 9: distances between h_m or x_m")
     margin: float = option(1.0, "δ: margin of Eq. 9")
     classes: Literal["seven", "sign"] = option("seven", "Eq. 9: classes, Acc-7's or the sign")
@@ -428,7 +446,9 @@ class MSFN(nn.Module):
         distance = distance_loss(features, classes, c.margin, c.reduction)
         target = {m: x[m].detach() for m in x} if c.detach_target else x
         reconstruction = reconstruction_loss(target, x_hat, c.reduction)
-        total = task + c.alpha * adversarial + c.beta * distance + c.gamma * reconstruction
+        penalty = c.penalty / 2 * gradient_penalty(self.discriminators, h) if c.penalty else 0
+        game = adversarial - penalty
+        total = task + c.alpha * game + c.beta * distance + c.gamma * reconstruction
         return Losses(total, task, adversarial, distance, reconstruction)
 
     @torch.no_grad()
