@@ -654,6 +654,7 @@ def test_a_component_works_where_its_text_alone_is_copied():
         "Discriminator": lambda block: block(4).double()(x),
         "minimax_loss": lambda loss: loss(z["a"]["a"], [z["a"]["v"]]),
         "adversarial_loss": lambda loss: loss(z, "bounded"),
+        "gradient_penalty": lambda penalty: penalty({"a": lambda h: h @ x[0]}, {"a": x}),
         "sentiment_classes": lambda classes: classes(x[:, 0]),
         "triplet_loss": lambda loss: loss(x, y),
         "distance_loss": lambda loss: loss({"a": x}, {"a": y}),
