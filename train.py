@@ -188,7 +188,8 @@ def prepare(config: Config, build=MSFN) -> Run:
     config.data = corpus.path  # a resumed run must not find another file
     standardizer = data.Standardizer.fit(corpus["train"])
     torch.manual_seed(config.seed)
-    encoder, tokenizer = encoders.pretrained(config.bert, corpus["train"].text)
+    texts = [corpus[split].text for split in data.SPLITS]
+    encoder, tokenizer = encoders.pretrained(config.bert, texts)
     segments = {
         split: data.Segments(corpus[split], tokenizer, standardizer, config.modalities)
         for split in data.SPLITS

@@ -1,14 +1,19 @@
-"""The encoder of a text and its tokeniser, from a folder, from the hub, or small and untrained."""
+"""The encoder of a text and its tokeniser: from a folder, from the hub, small and untrained, or GloVe's
+vectors from their file."""
 
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from torch import nn
+import torch
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch import Tensor, nn
 from transformers import (
     AutoModel,
     AutoTokenizer,
     BertConfig,
     BertModel,
+    PreTrainedConfig,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
@@ -20,13 +25,16 @@ SMALL = "small"  # the name of a BERT of 2 layers of width 64 with random weight
 SMALL_TOKENS = 64  # of a text
 
 
-def pretrained(name: str, texts: list[str]) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+def pretrained(name: str, texts: list[list[str]]) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     """An encoder, which packs its sentences if it is a BERT, and its tokeniser. Raises UserError.
 
-    name: a folder, a hub name, or "small", whose words are those of `texts`
+    name: a folder, a hub name, a file in GloVe's text format, or "small", whose words are those of
+    train; texts: of each split, train first
     """
+    if Path(name).is_file():
+        return word_vectors(name, [text for split in texts for text in split])
     if name == SMALL:
-        tokenizer = word_tokenizer(texts, SMALL_TOKENS)
+        tokenizer = word_tokenizer(texts[0], SMALL_TOKENS)
         sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
         sizes |= {"num_attention_heads": 4, "max_position_embeddings": SMALL_TOKENS}
         return pack(BertModel(BertConfig(vocab_size=len(tokenizer), **sizes))), tokenizer
@@ -49,6 +57,55 @@ def pack(encoder: nn.Module) -> nn.Module:
     if getattr(encoder, "pooler", None) is not None:
         encoder.pooler = None
     return Packed(encoder) if encoder.config.model_type == "bert" else encoder
+
+
+class Static(nn.Module):
+    """Vectors of tokens that do not learn, called as an encoder of transformers is.
+
+    vectors: (V, D) float; config: whose hidden_size is D
+    input_ids, attention_mask: (B, T) int64 -> last_hidden_state: (B, T, D), 0 where masked
+    """
+
+    def __init__(self, vectors: Tensor, config: PreTrainedConfig):
+        super().__init__()
+        self.config = config
+        # Not kept with a run's weights: `pretrained` makes them anew.
+        self.register_buffer("vectors", vectors.detach().clone(), persistent=False)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> SimpleNamespace:
+        states = self.vectors[input_ids] * attention_mask[:, :, None]
+        return SimpleNamespace(last_hidden_state=states)
+
+
+def static(encoder: nn.Module) -> Static:
+    """The encoder's input embeddings, frozen: of each token its vector, whatever stands around it."""
+    if isinstance(encoder, Static):
+        return encoder
+    inside = encoder.encoder if isinstance(encoder, Packed) else encoder
+    return Static(inside.get_input_embeddings().weight, encoder.config)
+
+
+def word_vectors(file: str, texts: list[str]) -> tuple[Static, PreTrainedTokenizerBase]:
+    """GloVe's text format: a word and its numbers a line. Only words of `texts` are kept; a word that
+    the file lacks is 0. Words are lower-cased and rid of punctuation. Raises UserError.
+    """
+    punctuation = normalizers.Replace(Regex(r"[^\w\s'-]"), " ")
+    normalizer = normalizers.Sequence([normalizers.Lowercase(), punctuation])
+    with explained("a text is no Unicode"):
+        tokenizer = word_tokenizer([normalizer.normalize_str(plain(t)) for t in texts], 512)
+    tokenizer.backend_tokenizer.normalizer = normalizer
+    ids, found, width = tokenizer.get_vocab(), {}, 0
+    with explained(f"{file} is not in GloVe's text format"), open(file, encoding="utf-8") as lines:
+        for line in lines:
+            width = width or line.count(" ")  # the first word has no space; some others do
+            word, *numbers = line.rstrip().rsplit(" ", width)
+            if word in ids:
+                found[ids[word]] = torch.tensor([float(x) for x in numbers])
+        vectors = torch.zeros(len(ids), width)
+        vectors[list(found)] = torch.stack(list(found.values()))
+    print(f"{file}: vectors of {len(found)} of {len(ids)} words, each of width {width}")
+    config = PreTrainedConfig(hidden_size=width, vocab_size=len(ids))
+    return Static(vectors, config), tokenizer
 
 
 def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
