@@ -1,0 +1,426 @@
+"""The baselines of Tables 2 and 3 as train.py trains them, a row at a time.
+
+    python experiments/baselines.py "TFN (B)" --dataset mosi --data FILE --bert FOLDER
+    python experiments/baselines.py "TFN (static)" --dataset mosi --data FILE --vectors GLOVE
+    python experiments/baselines.py "TFN (B)" --resume RUN
+
+A row's name, then train.py's options; those of MSFN's equations (alpha … reduction) move MSFN's rows
+alone. "(B)": the encoder is fine-tuned, as MSFN's is. "(static)": its input embeddings, frozen, stand
+where the originals have GloVe's vectors; --vectors takes those, as a text file with a word and its
+numbers a line. Seeds, batches, epochs, the choice of the epoch and metrics are train.py's for every row.
+
+What a row may claim: re-implemented from paper and code, with this file, this encoder and rates chosen
+on valid. Never that it reproduces the printed row. Each class says where it comes from and differs.
+"""
+
+import sys
+from itertools import combinations
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from baselines_shared import (
+    Baseline,
+    BatchNorm,
+    Prediction,
+    end_state,
+    mean_of,
+    mean_over_time,
+    rows_of,
+    token_states,
+)
+
+import plumbing
+import train
+from msfn import MODALITIES, MSFN
+from plumbing import UserError, encoders, processes
+
+# ── TFN and LMF ───────────────────────────────────────────────────────────────────────────────────
+
+
+class Unimodal(nn.Module):
+    """The three subnetworks of TFN, and of LMF after it:
+
+    h_a, h_v = U_a(x_a), U_v(x_v):  BatchNorm, then three times Linear and ReLU, of the mean x_m over time
+    h_l = U_l(X_l):                 LSTM's end state, then Linear
+
+    inputs -> {m: (B, frames) for a and v, (B, text) for l}
+    """
+
+    def __init__(self, widths: dict[str, int], D: int, frames: int, text: int, dropout: float):
+        super().__init__()
+        self.frames = nn.ModuleDict()
+        for m in ("a", "v"):
+            layers = [BatchNorm(widths[m]), nn.Dropout(dropout)]
+            for d in (widths[m], frames, frames):
+                layers += [nn.Linear(d, frames), nn.ReLU()]
+            self.frames[m] = nn.Sequential(*layers)
+        self.lstm = nn.LSTM(D, 128, batch_first=True)
+        self.text = nn.Sequential(nn.Dropout(dropout), nn.Linear(128, text))
+
+    def forward(self, encoder: nn.Module, inputs: dict) -> dict[str, Tensor]:
+        states = token_states(encoder, *inputs["l"])
+        h = {m: self.frames[m](mean_over_time(*inputs[m])) for m in ("a", "v")}
+        return h | {"l": self.text(end_state(self.lstm, states, inputs["l"][1]))}
+
+
+def with_one(h: Tensor) -> Tensor:
+    """z = [1; h]: (B, d) -> (B, 1 + d)"""
+    return F.pad(h, (1, 0), value=1.0)
+
+
+def tensor_fusion(h: dict[str, Tensor]) -> Tensor:
+    """Z = z_a ⊗ z_v ⊗ z_l,  z_m = [1; h_m]
+
+    The ones keep each h_m and each product of two as faces of Z beside the products of three.
+
+    h[m]: (B, d_m) -> (B, 1 + d_a, 1 + d_v, 1 + d_l)
+    """
+    return torch.einsum("bi,bj,bk->bijk", *(with_one(h[m]) for m in MODALITIES))
+
+
+class TFN(Baseline):
+    """Tensor Fusion Network (Zadeh et al., EMNLP 2017):  ŷ = 6 σ(f(z_a ⊗ z_v ⊗ z_l)) − 3
+
+    After its own code (A2Zadeh/TensorFusionNetwork) and Justin1904/TensorFusionNetworks, whose σ on
+    [−3, 3] this is; f: Dropout, twice Linear and ReLU, Linear. Loss: mean |y − ŷ|.
+
+    Paper: ten-fold cross-validation, hidden widths 32 and 128, L2 of 0.01.
+    Here:  the standard split; a, v and l 32 wide, f 64, as MMSA's but for v; no weight decay.
+    Why:   the same data for every row; no code has the paper's widths, either.
+    """
+
+    def __init__(self, config: train.Config, widths: dict[str, int], encoder: nn.Module):
+        super().__init__(encoder)
+        d, hidden, drop = 32, 64, config.dropout
+        self.unimodal = Unimodal(widths, encoder.config.hidden_size, d, d, drop)
+        self.f = nn.Sequential(
+            nn.Dropout(drop),
+            nn.Linear((1 + d) ** 3, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, 1),
+        )
+
+    def forward(self, inputs: dict, video: Tensor | None = None) -> Prediction:
+        Z = tensor_fusion(self.unimodal(self.encoder, inputs))
+        return Prediction(6 * self.f(Z.flatten(1)).squeeze(1).sigmoid() - 3)
+
+
+def low_rank_fusion(h: dict[str, Tensor], factors: dict[str, Tensor], w: Tensor) -> Tensor:
+    """Σ_r w_r Π_m z_m · W_m^(r):  Z of `tensor_fusion` times a tensor of rank R, without making Z
+
+    h[m]: (B, d_m), factors[m]: (R, 1 + d_m), w: (R,) -> (B,)
+    """
+    products = 1
+    for m in MODALITIES:
+        products = products * (with_one(h[m]) @ factors[m].T)  # (B, R)
+    return products @ w
+
+
+class LMF(Baseline):
+    """Low-rank Multimodal Fusion (Liu et al., ACL 2018):  ŷ = Σ_r w_r Π_m z_m · W_m^(r) + b
+
+    After its own code (Justin1904/Low-rank-Multimodal-Fusion), which learns w, where the paper has a
+    sum over r. Nothing bends or squashes after the fusion. Loss: mean |y − ŷ|.
+
+    Paper: settings for MOSI were never published.
+    Here:  rank 4; a and v 16 wide, l 64; no weight decay.
+    Why:   inside the ranges that the authors searched.
+    """
+
+    def __init__(self, config: train.Config, widths: dict[str, int], encoder: nn.Module):
+        super().__init__(encoder)
+        d, rank = {"a": 16, "v": 16, "l": 64}, 4
+        D = encoder.config.hidden_size
+        self.unimodal = Unimodal(widths, D, d["a"], d["l"], config.dropout)
+        factors = {m: nn.Parameter(torch.empty(rank, 1 + d[m])) for m in MODALITIES}
+        self.factors = nn.ParameterDict(factors)
+        self.w = nn.Parameter(torch.empty(1, rank))
+        for weight in (*self.factors.values(), self.w):
+            nn.init.xavier_normal_(weight)
+        self.b = nn.Parameter(torch.zeros(()))
+
+    def forward(self, inputs: dict, video: Tensor | None = None) -> Prediction:
+        h = self.unimodal(self.encoder, inputs)
+        return Prediction(low_rank_fusion(h, self.factors, self.w[0]) + self.b)
+
+
+# ── MFN ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def align(values: Tensor, frames: Tensor, words: Tensor, T: int) -> Tensor:
+    """Frames shared out evenly over words: word w of n takes the mean of ⌊w f / n⌋ … ⌈(w+1) f / n⌉ − 1.
+
+    f = n is the identity, f = 1 holds the one frame at every word. Past the last word: 0.
+
+    values: (B, T_m, d), frames: (B,) in 0..T_m, words: (B,) in 1..T -> (B, T, d)
+    """
+    f, n = (x.to(values.device)[:, None] for x in (frames, words))
+    w = torch.arange(T, device=values.device)[None]
+    there = w < n
+    first = w * f // n * there
+    end = ((w + 1) * f + n - 1) // n * there  # (B, T)
+    rows = torch.arange(len(values), device=values.device)[:, None]
+    sums = F.pad(values.double().cumsum(1), (0, 0, 1, 0))  # double: differences of long sums
+    means = (sums[rows, end] - sums[rows, first]) / (end - first).clamp(min=1)[:, :, None]
+    return means.to(values.dtype)
+
+
+def two_layers(d: int, hidden: int, out: int, dropout: float) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(d, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, out)
+    )
+
+
+class MFN(Baseline):
+    """Memory Fusion Network (Zadeh et al., AAAI 2018). For each word t, with an LSTM a modality:
+
+    (h_t^m, c_t^m) = LSTM_m(x_t^m, …),   c* = [c_{t−1}; c_t]      m = l, a, v
+    ĉ = softmax(A(c*)) ⊙ c*                                       what changes together
+    û = tanh(U(ĉ)),  γ_i = σ(G_i([ĉ; u_{t−1}])),  u_t = γ_1 ⊙ u_{t−1} + γ_2 ⊙ û
+    ŷ = f([h_T^l; h_T^a; h_T^v; u_T])
+
+    A, U, G_1, G_2, f: Linear, ReLU, Dropout, Linear. After the authors' code (pliang279/MFN), whose gates
+    see the memory too; its widths for MOSI's best MAE. Loss: mean |y − ŷ|.
+
+    Paper: features aligned to words by time.
+    Here:  `align`, evenly over the encoder's tokens; one dropout rate for all; a segment without words
+           has one step.
+    Why:   files without times cannot do it. Where a segment has one frame, it is held at each word.
+    """
+
+    def __init__(self, config: train.Config, widths: dict[str, int], encoder: nn.Module):
+        super().__init__(encoder)
+        drop, memory = config.dropout, 128
+        d = {"l": encoder.config.hidden_size, "a": widths["a"], "v": widths["v"]}
+        h = {"l": 88, "a": 48, "v": 16}
+        both = 2 * sum(h.values())
+        self.cells = nn.ModuleDict({m: nn.LSTMCell(d[m], h[m]) for m in d})
+        self.A = two_layers(both, 128, both, drop)
+        self.U = two_layers(both, 64, memory, drop)
+        self.G1 = two_layers(both + memory, 256, memory, drop)
+        self.G2 = two_layers(both + memory, 64, memory, drop)
+        self.f = two_layers(both // 2 + memory, 64, 1, drop)
+
+    def remember(self, u: Tensor, before: dict[str, Tensor], after: dict[str, Tensor]) -> Tensor:
+        """u_{t−1}: (B, memory), c_{t−1}^m and c_t^m: (B, h_m) -> u_t"""
+        c_star = torch.cat([*before.values(), *after.values()], dim=1)
+        c_hat = self.A(c_star).softmax(dim=1) * c_star
+        seen = torch.cat([c_hat, u], dim=1)
+        return self.G1(seen).sigmoid() * u + self.G2(seen).sigmoid() * self.U(c_hat).tanh()
+
+    def forward(self, inputs: dict, video: Tensor | None = None) -> Prediction:
+        text = token_states(self.encoder, *inputs["l"])
+        B, T = text.shape[:2]
+        n = inputs["l"][1].clamp(min=1)
+        x = {"l": text} | {m: align(*inputs[m], n, T) for m in ("a", "v")}
+        h = {m: text.new_zeros(B, cell.hidden_size) for m, cell in self.cells.items()}
+        c, u = dict(h), text.new_zeros(B, self.U[-1].out_features)
+        for t in range(T):
+            there = (t < n.to(text.device))[:, None]  # a segment that is over keeps its state
+            new = {m: self.cells[m](x[m][:, t], (h[m], c[m])) for m in x}
+            c_new = {m: torch.where(there, new[m][1], c[m]) for m in x}
+            u = torch.where(there, self.remember(u, c, c_new), u)
+            h, c = {m: torch.where(there, new[m][0], h[m]) for m in x}, c_new
+        return Prediction(self.f(torch.cat([*h.values(), u], dim=1)).squeeze(1))
+
+
+# ── MISA ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+class BiLSTM(nn.Module):
+    """Both directions' states at each step, and both end states.
+
+    X: (B, T, d), lengths: (B,) in 0..T -> (B, T, 2 width), (B, 2 width), 0 of an empty sequence
+    """
+
+    def __init__(self, d: int, width: int):
+        super().__init__()
+        self.ahead = nn.LSTM(d, width, batch_first=True)
+        self.back = nn.LSTM(d, width, batch_first=True)
+
+    def forward(self, X: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        n = lengths.to(X.device)[:, None]  # (B, 1)
+        rows = torch.arange(len(X), device=X.device)[:, None]
+        steps = torch.arange(X.shape[1], device=X.device)
+        flip = torch.where(steps < n, n - 1 - steps, steps)  # each sequence inside its true length
+        ahead, back = self.ahead(X)[0], self.back(X[rows, flip])[0]
+        last = (n - 1).clamp(min=0)
+        end = torch.cat([ahead[rows, last], back[rows, last]], dim=-1).squeeze(1) * (n > 0)
+        return torch.cat([ahead, back[rows, flip]], dim=-1), end
+
+
+def cmd(X: Tensor, Y: Tensor, moments: int = 5) -> Tensor:
+    """Central moment discrepancy (Zellinger et al., 2017) of two samples of features in [0, 1]:
+
+    ‖E X − E Y‖₂ + Σ_{k=2..5} ‖E (X − E X)^k − E (Y − E Y)^k‖₂
+
+    X: (N, d), Y: (M, d) -> (), its gradient finite where both are equal
+    """
+    gaps = [X.mean(0) - Y.mean(0)]
+    X, Y = X - X.mean(0), Y - Y.mean(0)
+    gaps += [X.pow(k).mean(0) - Y.pow(k).mean(0) for k in range(2, moments + 1)]
+    return sum(torch.linalg.vector_norm(gap) for gap in gaps)
+
+
+def overlap(X: Tensor, Y: Tensor) -> Tensor:
+    """mean_{ij} (X̂ᵀ Ŷ)²_{ij}: centred over the batch, each row divided by its length, of which no
+    gradient is taken.
+
+    X, Y: (N, d) -> ()
+    """
+    X, Y = (Z - Z.mean(0) for Z in (X, Y))
+    X, Y = (Z / (Z.detach().norm(dim=1, keepdim=True) + 1e-6) for Z in (X, Y))
+    return (X.T @ Y).square().mean()
+
+
+class MISAOutput(NamedTuple):
+    prediction: Tensor  # ŷ: (B,)
+    u: dict[str, Tensor]  # u_m, p_m, s_m and D_m(p_m + s_m): (B, d)
+    private: dict[str, Tensor]
+    shared: dict[str, Tensor]
+    decoded: dict[str, Tensor]
+
+
+class MISALosses(NamedTuple):
+    total: Tensor
+    task: Tensor
+    similarity: Tensor
+    difference: Tensor
+    reconstruction: Tensor
+
+
+class MISA(Baseline):
+    """Modality-Invariant and -Specific Representations (Hazarika et al., ACM MM 2020).
+
+    p_m = E_m^p(u_m),  s_m = E^s(u_m)         private; shared by one and the same E^s
+    ŷ = f(Transformer over six tokens [p_l, p_v, p_a, s_l, s_v, s_a])
+    L = L_task + α L_sim + β L_diff + γ L_recon,   (α, β, γ) = (1, 0.3, 1)
+    L_task = mean (y − ŷ)²,  L_sim = ⅓ Σ_{i<j} CMD(s_i, s_j),  L_recon = ⅓ Σ_m mean (u_m − D_m(p_m + s_m))²
+    L_diff = Σ_m overlap(p_m, s_m) + Σ_{i<j} overlap(p_i, p_j)
+
+    After the authors' code (declare-lab/MISA), with its widths and its mean in L_diff, where the paper
+    has a squared norm; u_a and u_v: end states of two stacked Bi-LSTMs; u_l: the mean of the tokens.
+
+    Paper: every segment has three modalities.
+    Here:  one that is empty in a segment is no sample of L_sim, L_diff and L_recon there.
+    Why:   else L_sim draws what is said to what is not there. MSFN's losses do the same.
+    """
+
+    def __init__(self, config: train.Config, widths: dict[str, int], encoder: nn.Module):
+        super().__init__(encoder)
+        if config.d % 2:
+            raise UserError(f"MISA's attention has two heads: --d must be even, not {config.d}")
+        d, lstms, projections = config.d, {}, {}
+        inside = {"l": encoder.config.hidden_size} | {m: 4 * widths[m] for m in ("v", "a")}
+        for m, width in inside.items():
+            projections[m] = nn.Sequential(nn.Linear(width, d), nn.ReLU(), nn.LayerNorm(d))
+        for m in ("a", "v"):
+            k = widths[m]
+            lstms[m] = nn.ModuleList([BiLSTM(k, k), nn.LayerNorm(2 * k), BiLSTM(2 * k, k)])
+        self.lstms, self.projections = nn.ModuleDict(lstms), nn.ModuleDict(projections)
+        self.private = nn.ModuleDict(
+            {m: nn.Sequential(nn.Linear(d, d), nn.Sigmoid()) for m in inside}
+        )
+        self.shared = nn.Sequential(nn.Linear(d, d), nn.Sigmoid())
+        self.decoders = nn.ModuleDict({m: nn.Linear(d, d) for m in inside})
+        self.attention = nn.TransformerEncoderLayer(d, 2, 2048, batch_first=True)
+        self.f = nn.Sequential(
+            nn.Linear(6 * d, 3 * d), nn.Dropout(config.dropout), nn.ReLU(), nn.Linear(3 * d, 1)
+        )
+
+    def frames(self, m: str, values: Tensor, lengths: Tensor) -> Tensor:
+        first, norm, second = self.lstms[m]
+        states, end = first(values, lengths)
+        return torch.cat([end, second(norm(states), lengths)[1]], dim=1)  # (B, 4 d_m)
+
+    def forward(self, inputs: dict, video: Tensor | None = None) -> MISAOutput:
+        lengths = inputs["l"][1]
+        vectors = {m: self.frames(m, *inputs[m]) for m in ("v", "a")}
+        vectors["l"] = mean_over_time(token_states(self.encoder, *inputs["l"]), lengths)
+        u = {m: layers(vectors[m]) for m, layers in self.projections.items()}  # l, v, a
+        private = {m: self.private[m](u[m]) for m in u}
+        shared = {m: self.shared(u[m]) for m in u}
+        decoded = {m: self.decoders[m](private[m] + shared[m]) for m in u}
+        tokens = torch.stack([*private.values(), *shared.values()], dim=1)  # (B, 6, d)
+        prediction = self.f(self.attention(tokens).flatten(1)).squeeze(1)
+        return MISAOutput(prediction, u, private, shared, decoded)
+
+    def losses(self, output: MISAOutput, y: Tensor, lengths: dict[str, Tensor]) -> MISALosses:
+        u, p, s = output.u, output.private, output.shared
+        rows = {m: rows_of(lengths, m).to(y.device) for m in u}
+        similarity = difference = reconstruction = y.new_zeros(())
+        for m, r in rows.items():
+            error = u[m][r] - output.decoded[m][r]
+            reconstruction = reconstruction + mean_of(error.square()) / 3
+            difference = difference + (overlap(p[m][r], s[m][r]) if len(r) else 0)
+        for i, j in combinations(u, 2):
+            both = rows_of(lengths, i, j).to(y.device)
+            if len(both):
+                similarity = similarity + cmd(s[i][rows[i]], s[j][rows[j]]) / 3
+                difference = difference + overlap(p[i][both], p[j][both])
+        task = F.mse_loss(output.prediction, y)
+        total = task + similarity + 0.3 * difference + reconstruction
+        return MISALosses(total, task, similarity, difference, reconstruction)
+
+
+# ── Rows ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Row(NamedTuple):
+    """A row of Tables 2 and 3: what train.py builds, and its options of the row's own."""
+
+    model: type[nn.Module]
+    static: bool  # the encoder's input embeddings, frozen, in place of the encoder
+    options: str
+
+    def build(self, config: train.Config, widths: dict[str, int], encoder: nn.Module) -> nn.Module:
+        if self.static:
+            encoder = encoders.static(encoder)
+        elif isinstance(encoder, encoders.Static):
+            raise UserError(
+                f"{config.bert} holds word vectors: rows that are fine-tuned need a BERT"
+            )
+        return self.model(config, widths, encoder)
+
+
+# Batches of segments for what has no Eq. 13: those of whole videos hold two or three videos, and
+# BatchNorm, CMD and CCA are statistics of a batch.
+SEGMENTS = "--attention segment"
+ROWS = {
+    "MFN (static)": Row(MFN, True, f"{SEGMENTS} --learning-rate 1e-3"),
+    "LMF (static)": Row(LMF, True, f"{SEGMENTS} --learning-rate 1e-3"),
+    "TFN (static)": Row(TFN, True, f"{SEGMENTS} --learning-rate 1e-3"),
+    "TFN (B)": Row(TFN, False, f"{SEGMENTS} --learning-rate 1e-3 --bert-learning-rate 1e-4"),
+    "LMF (B)": Row(LMF, False, f"{SEGMENTS} --learning-rate 1e-3 --bert-learning-rate 1e-4"),
+    "MISA (B)": Row(MISA, False, f"{SEGMENTS} --learning-rate 1e-4"),
+    "MSFN": Row(MSFN, False, ""),
+    "text only": Row(MSFN, False, "--modalities l --alpha 0 --beta 0 --gamma 0"),
+}
+
+
+def main(argv: list[str]):
+    """A row of ROWS, by train.py's code: its own options first, so that what is typed wins."""
+    if not argv or argv[0] in ("-h", "--help"):
+        return print(__doc__, "\nRows:", *ROWS, sep="\n    ")
+    name, *typed = argv
+    if name not in ROWS:
+        raise UserError(f"the first word must be one of {', '.join(ROWS)}, not {name}")
+    if processes.WORLD > 1:
+        raise UserError("a baseline trains in one process: start it without torchrun")
+    row = ROWS[name]
+    typed = ["--bert" if word == "--vectors" else word for word in typed]
+    if "--resume" not in typed:
+        runs = f"runs/{name.replace(' ', '_')}"  # config.json does not say which row it is of
+        typed = ["--runs", runs, *row.options.split(), *typed]
+    train.main(typed, row.build)
+
+
+if __name__ == "__main__":
+    sys.exit(plumbing.run(main, sys.argv[1:]))

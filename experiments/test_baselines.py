@@ -1,0 +1,412 @@
+"""Tests of the baselines: an oracle in plain loops of each, then laws that hold for every row.
+
+Structure is drawn by hypothesis, values are seeded, sizes are pairwise different.
+"""
+
+import itertools
+import math
+import re
+
+import baselines  # puts the project's folder on the path
+import numpy as np
+import pytest
+import torch
+from baselines import ROWS
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from transformers import BertConfig, BertModel
+
+import data
+import plumbing
+import train
+from plumbing import encoders
+
+settings.register_profile("msfn", deadline=None, derandomize=True, database=None, max_examples=25)
+settings.load_profile("msfn")
+torch.set_num_threads(1)  # the tensors are tiny: threads only wait for each other
+
+WIDTHS = {"a": 5, "v": 3}
+MODALITIES = "avl"
+seeds = st.integers(0, 2**31 - 1)
+
+
+def normal(seed, *shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def close(a, b, atol=1e-9):
+    a, b = (torch.as_tensor(x, dtype=torch.float64) for x in (a, b))
+    torch.testing.assert_close(a, b, atol=atol, rtol=1e-7)
+
+
+def small_encoder():
+    torch.manual_seed(9)
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1}
+    config = BertConfig(vocab_size=20, num_attention_heads=2, max_position_embeddings=16, **sizes)
+    return encoders.pack(BertModel(config))
+
+
+def made(row, dropout=0.0, d=6, **typed):
+    """The row's model in float64."""
+    config = train.Config(d=d, dropout=dropout, **typed)
+    encoder = small_encoder()
+    torch.manual_seed(1)
+    model = ROWS[row].build(config, WIDTHS, encoder).double()
+    for part in model.modules():  # the one rate that a library sets for itself
+        if isinstance(part, nn.Dropout | nn.MultiheadAttention):
+            part.dropout, part.p = dropout, dropout
+    return model
+
+
+def segments(seed, B, lengths=None, T=7):
+    """inputs, video and y of B segments; what stands past the end is noise, not 0."""
+    draw = np.random.default_rng(seed)
+    if lengths is None:
+        lengths = {m: draw.integers(1, T + 1, B) for m in MODALITIES}
+    lengths = {m: torch.as_tensor(n) for m, n in lengths.items()}
+    inputs = {m: (normal(seed + i, B, T, d), lengths[m]) for i, (m, d) in enumerate(WIDTHS.items())}
+    inputs["l"] = torch.from_numpy(draw.integers(1, 20, (B, T))), lengths["l"]
+    video = torch.arange(B)
+    return inputs, video, normal(seed + 3, B).clamp(-1.4, 1.4) * 2
+
+
+def some(inputs, rows):
+    return {m: (values[rows], n[rows]) for m, (values, n) in inputs.items()}
+
+
+def lengths_of(inputs):
+    return {m: n for m, (_, n) in inputs.items()}
+
+
+def alone(inputs, i):
+    """Segment i without its padding."""
+    return {
+        m: (values[i : i + 1, : max(1, n[i])], n[i : i + 1]) for m, (values, n) in inputs.items()
+    }
+
+
+# ── TFN, LMF ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@given(seeds, st.tuples(*[st.integers(1, 4)] * 4))
+def test_tfn_every_product_of_one_two_and_three(seed, sizes):
+    B, *widths = sizes
+    h = {m: normal(seed + i, B, d) for i, (m, d) in enumerate(zip("avl", widths, strict=True))}
+    Z = baselines.tensor_fusion(h)
+    assert Z.shape == (B, *(d + 1 for d in widths))
+    for b, i, j, k in itertools.product(*map(range, Z.shape)):
+        expected = 1.0
+        for m, index in zip("avl", (i, j, k), strict=True):
+            expected *= h[m][b, index - 1] if index else 1
+        close(Z[b, i, j, k], expected)
+    close(Z[:, 0, 0, 0], torch.ones(B))
+    close(Z[:, 1:, 0, 0], h["a"])
+    close(Z[:, 0, 1:, 0], h["v"])
+    close(Z[:, 0, 0, 1:], h["l"])
+
+
+@given(seeds, st.integers(1, 5))
+def test_lmf_is_tfn_times_a_tensor_of_low_rank(seed, R):
+    h = {m: normal(seed + i, 3, i + 2) for i, m in enumerate("avl")}
+    factors = {m: normal(seed + 5 + i, R, i + 3) for i, m in enumerate("avl")}
+    w = normal(seed + 9, R)
+    W = sum(w[r] * torch.einsum("i,j,k->ijk", *(factors[m][r] for m in "avl")) for r in range(R))
+    expected = (baselines.tensor_fusion(h) * W).flatten(1).sum(1)
+    close(baselines.low_rank_fusion(h, factors, w), expected)
+
+
+@pytest.mark.parametrize("row", ["TFN (B)", "LMF (B)"])
+def test_tfn_and_lmf_by_hand(row):
+    """Each subnetwork by its own layers, one segment at a time; then the fusion, bound and bias."""
+    model, (inputs, video, _) = made(row).eval(), segments(3, 4)
+    for name in ("b", "w"):
+        if hasattr(model, name):
+            getattr(model, name).data += 0.3
+    subnets, fused = model.unimodal, []
+    for i in range(4):
+        one = alone(inputs, i)
+        h = {m: subnets.frames[m](one[m][0].mean(1)) for m in "av"}
+        ids = one["l"][0]
+        states = model.encoder(ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+        h["l"] = subnets.text(subnets.lstm(states)[1][0][0])
+        if row == "TFN (B)":
+            s = model.f(baselines.tensor_fusion(h).flatten(1)).sigmoid()
+            fused.append(6 * s.squeeze() - 3)
+        else:
+            fused.append((baselines.low_rank_fusion(h, model.factors, model.w[0]) + model.b)[0])
+    close(model(inputs, video).prediction, torch.stack(fused))
+
+
+# ── MFN ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+@given(seeds, st.lists(st.tuples(st.integers(0, 6), st.integers(1, 5)), min_size=1, max_size=4))
+def test_frames_are_shared_out_over_words(seed, pairs):
+    frames, words = (torch.tensor(x) for x in zip(*pairs, strict=True))
+    values, T = normal(seed, len(pairs), 6, 2), 5
+    found = baselines.align(values, frames, words, T)
+    for i, (f, n) in enumerate(pairs):
+        expected = torch.zeros(T, 2)
+        for w in range(n if f else 0):
+            expected[w] = values[i, math.floor(w * f / n) : math.ceil((w + 1) * f / n)].mean(0)
+        close(found[i], expected)
+        if f == n:
+            close(found[i, :n], values[i, :n])
+        if f == 1:
+            close(found[i, :n], values[i, :1].expand(n, -1))
+
+
+def test_mfn_by_loops_a_segment_at_a_time():
+    model, (inputs, video, _) = made("MFN (static)").eval(), segments(5, 4)
+    inputs["a"][1][0] = 0
+    table, found = model.encoder.vectors, model(inputs, video).prediction
+    for i in range(4):
+        n = int(inputs["l"][1][i])
+        x = {"l": table[inputs["l"][0][i, :n]]}
+        for m in "av":
+            values, length = inputs[m][0][i : i + 1], inputs[m][1][i : i + 1]
+            x[m] = baselines.align(values, length, torch.tensor([n]), n)[0]
+        state = {m: (torch.zeros(1, c.hidden_size).double(),) * 2 for m, c in model.cells.items()}
+        u = torch.zeros(1, 128).double()
+        for t in range(n):
+            new = {m: model.cells[m](x[m][t : t + 1], state[m]) for m in "lav"}
+            c_star = torch.cat([s[m][1] for s in (state, new) for m in "lav"], 1)
+            exponents = model.A(c_star).exp()
+            c_hat = exponents / exponents.sum() * c_star
+            gates = [1 / (1 + (-G(torch.cat([c_hat, u], 1))).exp()) for G in (model.G1, model.G2)]
+            u = gates[0] * u + gates[1] * model.U(c_hat).tanh()
+            state = new
+        close(found[i], model.f(torch.cat([state[m][0] for m in "lav"] + [u], 1)).item())
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_mfn_gates_keep_or_replace_the_memory(keep):
+    model, u = made("MFN (static)").eval(), normal(1, 2, 128)
+    for gate, on in ((model.G1, keep), (model.G2, not keep)):
+        nn.init.zeros_(gate[-1].weight)
+        nn.init.constant_(gate[-1].bias, 99 if on else -99)
+    before, after = (
+        {m: normal(k, 2, c.hidden_size) for m, c in model.cells.items()} for k in (2, 3)
+    )
+    c_star = torch.cat([*before.values(), *after.values()], 1)
+    new = model.U(model.A(c_star).softmax(1) * c_star).tanh()
+    close(model.remember(u, before, after), u if keep else new)
+
+
+# ── MISA ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+@given(seeds, st.tuples(*[st.integers(1, 6)] * 3))
+def test_cmd_by_numpy(seed, sizes):
+    N, M, d = sizes
+    X, Y = normal(seed, N, d).sigmoid(), normal(seed + 1, M, d).sigmoid()
+    x, y = X.numpy(), Y.numpy()
+    expected = np.linalg.norm(x.mean(0) - y.mean(0))
+    for k in range(2, 6):
+        moments = [((z - z.mean(0)) ** k).mean(0) for z in (x, y)]
+        expected += np.linalg.norm(moments[0] - moments[1])
+    close(baselines.cmd(X, Y), expected)
+    close(baselines.cmd(X, Y), baselines.cmd(Y, X))
+    shift = normal(seed + 2, d)
+    close(baselines.cmd(X, X + shift), shift.norm())
+    X.requires_grad_()
+    value = baselines.cmd(X, X.detach().clone())
+    value.backward()
+    assert value == 0 and torch.isfinite(X.grad).all()
+
+
+@given(seeds, st.tuples(*[st.integers(1, 5)] * 3))
+def test_overlap_by_loops(seed, sizes):
+    N, d, e = sizes
+    X, Y = normal(seed, N, d), normal(seed + 1, N, e)
+    x, y = ([r / (r.norm() + 1e-6) for r in Z - Z.mean(0)] for Z in (X, Y))
+    total = 0.0
+    for i, j in itertools.product(range(d), range(e)):
+        total += sum(x[b][i] * y[b][j] for b in range(N)) ** 2
+    close(baselines.overlap(X, Y), total / (d * e))
+    # never together: 0
+    A = torch.cat([X, -X, torch.zeros(2 * N, d)])
+    B = torch.cat([torch.zeros(2 * N, e), Y, -Y])
+    close(baselines.overlap(A, B), 0)
+
+
+def test_misa_sums_its_losses_over_what_is_there():
+    model, (inputs, video, y) = made("MISA (B)"), segments(2, 6)
+    inputs["v"][1][:2] = 0
+    inputs["a"][1][1:3] = 0
+    output, lengths = model(inputs, video), lengths_of(inputs)
+    losses = model.losses(output, y, lengths)
+    rows = {m: [i for i in range(6) if n[i] > 0] for m, n in lengths.items()}
+    sim = diff = rec = 0
+    for m in MODALITIES:
+        r = rows[m]
+        diff += baselines.overlap(output.private[m][r], output.shared[m][r])
+        rec += ((output.u[m][r] - output.decoded[m][r]) ** 2).mean() / 3
+    for i, j in itertools.combinations("lva", 2):
+        sim += baselines.cmd(output.shared[i][rows[i]], output.shared[j][rows[j]]) / 3
+        both = sorted({*rows[i]} & {*rows[j]})
+        diff += baselines.overlap(output.private[i][both], output.private[j][both])
+    task = ((y - output.prediction) ** 2).mean()
+    for found, expected in zip(
+        losses, (task + sim + 0.3 * diff + rec, task, sim, diff, rec), strict=True
+    ):
+        close(found, expected)
+    for m in MODALITIES:
+        close(output.decoded[m], model.decoders[m](output.private[m] + output.shared[m]))
+    moved = torch.autograd.grad(
+        losses.similarity, model.private.parameters(), allow_unused=True, retain_graph=True
+    )
+    assert all(g is None for g in moved)  # L_sim is of the shared ones alone
+    tokens = torch.stack([output[k][m] for k in (2, 3) for m in "lva"], 1)
+    close(output.prediction, model.f(model.attention(tokens).flatten(1))[:, 0])
+
+
+def test_misa_reads_frames_in_both_directions_inside_their_true_length():
+    lstm, X, n = baselines.BiLSTM(3, 2).double(), normal(4, 5, 6, 3), torch.tensor([6, 1, 4, 0, 3])
+    whole = nn.LSTM(3, 2, batch_first=True, bidirectional=True).double()
+    for part, suffix in ((lstm.ahead, ""), (lstm.back, "_reverse")):
+        for name, p in part.named_parameters():
+            getattr(whole, name + suffix).data.copy_(p)
+    states, end = lstm(X, n)
+    for i, length in enumerate(n.tolist()):
+        if length:
+            expected, (h, _) = whole(X[i : i + 1, :length])
+            close(states[i, :length], expected[0])
+            close(end[i], h.flatten())
+        else:
+            close(end[i], torch.zeros(4))
+
+
+# ── Laws of every row ─────────────────────────────────────────────────────────────────────────────
+
+BASELINES = [row for row in ROWS if ROWS[row].model is not baselines.MSFN]  # see test_msfn.py
+
+
+@pytest.mark.parametrize("row", BASELINES)
+def test_laws(row):
+    model, (inputs, video, y) = made(row), segments(8, 9)
+    for m, i in zip(MODALITIES, (0, 1, 2), strict=True):
+        inputs[m][1][i] = 0  # and segment 0 has neither audio nor
+    inputs["v"][1][0] = 0
+    lengths = lengths_of(inputs)
+    # every trainable parameter gets a finite gradient, empty modalities or not
+    losses = model.losses(model(inputs, video), y, lengths)
+    losses[0].backward()
+    grads = {n: p.grad for n, p in model.named_parameters()}
+    assert all(g is None or torch.isfinite(g).all() for g in grads.values())
+    silent = {n for n, g in grads.items() if g is None or g.abs().max() < 1e-12}
+    silent = {n for n in silent if not n.endswith("key.bias")}  # softmax takes it away
+    assert not silent
+    # the optimiser has each of them once
+    groups = [id(p) for group in model.parameter_groups() for p in group["params"]]
+    assert sorted(groups) == sorted(map(id, model.parameters()))
+    # a static row's vectors neither move nor are kept
+    static = isinstance(model.encoder, encoders.Static)
+    assert static == ("(static)" in row)
+    assert static != any(name.startswith("encoder.") for name in model.state_dict())
+    # a batch of one, with all and with nothing in it
+    for batch in (some(inputs, [4]), segments(1, 1, {m: [0] for m in MODALITIES})[0]):
+        output = model(batch, video[:1])
+        loss = model.losses(output, y[:1], lengths_of(batch))[0]
+        assert torch.isfinite(loss) and output[0].shape == (1,)
+    model.eval()
+    together = model(inputs, video)[0]
+    # padding changes nothing: each segment alone, unpadded, is itself in the batch
+    each = [model(alone(inputs, i), video[i : i + 1])[0] for i in range(len(y))]
+    close(together, torch.cat(each))
+    # order equivariant
+    order = torch.tensor([3, 0, 8, 1, 7, 2, 6, 4, 5])
+    close(model(some(inputs, order), video)[0], together[order])
+    assert torch.isfinite(together).all() and len(together.unique()) == len(y)
+
+
+@pytest.mark.parametrize("row", BASELINES)
+def test_eight_segments_are_learnt_by_heart(row):
+    model, (inputs, video, y) = made(row, d=32).float(), segments(6, 8)
+    inputs = {m: (x.float() if x.is_floating_point() else x, n) for m, (x, n) in inputs.items()}
+    y, lengths = y.float(), lengths_of(inputs)
+    optimizer = torch.optim.Adam(model.parameter_groups(), 3e-3, fused=True)
+    for _ in range(60):
+        output = model(inputs, video)
+        model.losses(output, y, lengths)[0].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert (model(inputs, video)[0] - y).abs().mean() < 0.25
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def few():
+    """The synthetic corpus, cut: 25 segments to train with are two batches of 12 and one of 1."""
+    corpus = data.synthetic()
+    for name, n in (("train", 25), ("valid", 6), ("test", 5)):
+        part = corpus[name].part
+        corpus.splits[name] = data.Split({k: v[:n] for k, v in part.items()}, generated=True)
+    return corpus
+
+
+@pytest.mark.parametrize("row", BASELINES)
+def test_same_seed_same_bits_and_resumed_is_uninterrupted(row, few, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train.data, "load", lambda *_: few)
+    argv = f"--dataset synthetic --d 6 --batch-size 12 --epochs 2 --runs {tmp_path}".split()
+
+    def stop(run, config):
+        stop.epochs += 1
+        if stop.epochs == 2:
+            raise Stop
+        return {}
+
+    stop.epochs = 0
+    for name in ("one", "two"):
+        baselines.main([row, *argv, "--name", name])
+    config = train.parse([*ROWS[row].options.split(), *argv, "--name", "cut"])[0]
+    with pytest.raises(Stop):
+        train.train(config, None, ROWS[row].build, stop)
+    other = BASELINES[BASELINES.index(row) - 1]
+    with pytest.raises(plumbing.UserError, match="of another model"):
+        baselines.main([other, "--resume", str(tmp_path / "cut")])
+    baselines.main([row, "--resume", str(tmp_path / "cut")])
+    weights = {(tmp_path / n / "model.safetensors").read_bytes() for n in ("one", "two", "cut")}
+    results = {(tmp_path / n / "results.json").read_text() for n in ("one", "two", "cut")}
+    assert len(weights) == len(results) == 1
+    assert "\nsynthetic test " in capsys.readouterr().out
+
+
+def test_static_rows_take_glove(few, tmp_path, monkeypatch, capsys):
+    """Each known word its vector, whatever its case and punctuation; others 0; resumed as it was."""
+    file = tmp_path / "glove.txt"
+    lines = "was 0.5 -1 2e-1", "superb 1 2 3", "awful me@it.com 7 7 7", ". 9 9 9", "MOVIE 4 5 6"
+    file.write_text("\n".join(lines))
+    texts = [["The movie WAS superb.", "awful"], ["SUPERB, was it?"]]
+    encoder, tokenizer = encoders.pretrained(str(file), texts)
+    ids = encoders.tokenize(tokenizer, ["The movie WAS superb!", "movie"])
+    found = [encoder(torch.tensor([x]), torch.ones(1, len(x))).last_hidden_state[0] for x in ids]
+    zero, was, superb = [0.0] * 3, [0.5, -1, 0.2], [1.0, 2, 3]
+    close(found[0], torch.tensor([zero, zero, zero, was, superb, zero]))
+    close(found[1], torch.zeros(3, 3))
+    assert "vectors of 2 of" in capsys.readouterr().out
+    monkeypatch.setattr(train.data, "load", lambda *_: few)
+    argv = f"--dataset synthetic --d 6 --epochs 1 --runs {tmp_path} --vectors {file}".split()
+    baselines.main(["LMF (static)", *argv, "--name", "glove"])
+    assert "vectors of 2 of" in capsys.readouterr().out
+    config = train.read_config(tmp_path / "glove")
+    assert config.bert == str(file) and len(list((tmp_path / "glove").glob("*"))) == 6
+    (tmp_path / "glove" / "results.json").unlink()
+    baselines.main(["LMF (static)", "--resume", str(tmp_path / "glove")])
+    for row, wrong, why in (
+        ("LMF (B)", argv, "need a BERT"),
+        ("LMF", argv, "the first word must be one of MFN (static)"),
+        ("MISA (B)", ["--dataset", "synthetic", "--d", "7"], "--d must be even"),
+    ):
+        with pytest.raises(plumbing.UserError, match=re.escape(why)):
+            baselines.main([row, *wrong])
+    file.write_text("was 1 2\nsuperb 1 x\n")
+    with pytest.raises(plumbing.UserError, match="is not in GloVe's text format"):
+        encoders.pretrained(str(file), texts)
+    monkeypatch.setattr(baselines.processes, "WORLD", 2)
+    with pytest.raises(plumbing.UserError, match="one process"):
+        baselines.main(["LMF (static)"])
