@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from baselines_latent import ARGF, ICCN
 from baselines_shared import (
     Baseline,
     BatchNorm,
@@ -399,6 +400,8 @@ ROWS = {
     "TFN (static)": Row(TFN, True, f"{SEGMENTS} --learning-rate 1e-3"),
     "TFN (B)": Row(TFN, False, f"{SEGMENTS} --learning-rate 1e-3 --bert-learning-rate 1e-4"),
     "LMF (B)": Row(LMF, False, f"{SEGMENTS} --learning-rate 1e-3 --bert-learning-rate 1e-4"),
+    "ICCN (B)": Row(ICCN, False, f"{SEGMENTS} --learning-rate 1e-3 --bert-learning-rate 1e-4"),
+    "ARGF (B)": Row(ARGF, False, f"{SEGMENTS} --learning-rate 1e-3 --bert-learning-rate 1e-4"),
     "MISA (B)": Row(MISA, False, f"{SEGMENTS} --learning-rate 1e-4"),
     "MSFN": Row(MSFN, False, ""),
     "text only": Row(MSFN, False, "--modalities l --alpha 0 --beta 0 --gamma 0"),
