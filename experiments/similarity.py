@@ -28,6 +28,7 @@ import numpy as np
 import tables  # puts the project's folder on the path
 import torch
 import torch.nn.functional as F
+from baselines import cmd
 from torch import Tensor
 
 import plumbing
@@ -89,19 +90,6 @@ def _accuracy(X: Tensor, name: Tensor, fit: Tensor) -> float:
         optimizer.step(loss)
     right = ((X @ W + b).argmax(1) == name)[~fit].float()
     return float(np.mean([right[name[~fit] == i].mean() for i in name.unique()]))
-
-
-def cmd(X: Tensor, Y: Tensor, moments: int = 5) -> float:
-    """Central moment discrepancy (Zellinger et al., 2017) of two samples of features in [0, 1]:
-
-    ‖E X − E Y‖₂ + Σ_{k=2..5} ‖E (X − E X)^k − E (Y − E Y)^k‖₂
-
-    X: (N, d), Y: (M, d)
-    """
-    gaps = [X.mean(0) - Y.mean(0)]
-    X, Y = X - X.mean(0), Y - Y.mean(0)
-    gaps += [X.pow(k).mean(0) - Y.pow(k).mean(0) for k in range(2, moments + 1)]
-    return float(sum(gap.norm() for gap in gaps))
 
 
 def mean_cmd(features: dict[str, Tensor]) -> float:
