@@ -395,6 +395,8 @@ class Row(NamedTuple):
 # BatchNorm, CMD and CCA are statistics of a batch.
 SEGMENTS = "--attention segment"
 ROWS = {
+    "MSFN": Row(MSFN, False, ""),
+    "text only": Row(MSFN, False, "--modalities l --alpha 0 --beta 0 --gamma 0"),
     "MFN (static)": Row(MFN, True, f"{SEGMENTS} --learning-rate 1e-3"),
     "LMF (static)": Row(LMF, True, f"{SEGMENTS} --learning-rate 1e-3"),
     "TFN (static)": Row(TFN, True, f"{SEGMENTS} --learning-rate 1e-3"),
@@ -403,8 +405,6 @@ ROWS = {
     "ICCN (B)": Row(ICCN, False, f"{SEGMENTS} --learning-rate 1e-3 --bert-learning-rate 1e-4"),
     "ARGF (B)": Row(ARGF, False, f"{SEGMENTS} --learning-rate 1e-3 --bert-learning-rate 1e-4"),
     "MISA (B)": Row(MISA, False, f"{SEGMENTS} --learning-rate 1e-4"),
-    "MSFN": Row(MSFN, False, ""),
-    "text only": Row(MSFN, False, "--modalities l --alpha 0 --beta 0 --gamma 0"),
 }
 
 

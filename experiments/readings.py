@@ -108,7 +108,7 @@ def main():
         for row in rows:
             argv = ["--dataset", typed.dataset, *typed.options, "--seed", str(seed)]
             work[tables.folder_of(runs, row, seed)] = [*argv, *READINGS[row][1].split()]
-    tables.run_all(work, typed.jobs, SIMILARITY)
+    tables.run_all(work, typed.jobs, dict.fromkeys(work, SIMILARITY))
     results = tables.collect(runs, rows, range(typed.seeds))
     for row, found in results.items():
         add_observed(runs, row, found)

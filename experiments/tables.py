@@ -1,13 +1,14 @@
-"""The paper's tables, over seeds, beside the paper's own rows.
+"""The paper's tables, over seeds, each of its rows beside ours.
 
     python experiments/tables.py --table 2 --seeds 5                        # MOSI
     python experiments/tables.py --table 3 --seeds 5                        # MOSEI
+    python experiments/tables.py --table 2 --rows "TFN (B)" "MISA (B)" --jobs 2 -- --data FILE
     python experiments/tables.py --table 4 --seeds 5 --jobs 2 -- --bert FOLDER --data FILE
-    python experiments/tables.py --table 4 --from runs/tables/mosi          # from results.json alone
+    python experiments/tables.py --table 4 --from runs/tables/mosi          # of finished runs
 
-What follows `--` goes to train.py as it is. A finished run is not run again and a broken one is
-resumed, so the same command goes on where it stopped. All seeds are shown and none is dropped. Every
-run chooses its epoch on valid and reads test once.
+What follows `--` goes to train.py, a row's own options (ROWS here and in baselines.py) after it. A
+finished run is not run again and a broken one is resumed, so the same command goes on where it stopped.
+All seeds are shown and none is dropped. Every run chooses its epoch on valid and reads test once.
 """
 
 import argparse
@@ -21,6 +22,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+import baselines
+
 import plumbing
 import train
 from plumbing import UserError
@@ -28,6 +31,7 @@ from plumbing.runs import read_json
 from train import COLUMNS
 
 TRAIN = [str(ROOT / "train.py")]
+BASELINES = str(ROOT / "experiments" / "baselines.py")
 HEADS = ("Acc-2 non0", "F1 non0", "Acc-2 has0", "F1 has0", "MAE", "Corr", "Acc-7", "Acc-5")
 
 ROWS = {  # Table 4's rows, then two that users ask for and the paper lacks: one change each
@@ -92,16 +96,17 @@ def same_options(folder: Path, argv: list[str]):
             )
 
 
-def run_all(work: dict[Path, list[str]], jobs: int, script: list[str] = TRAIN):
-    """{folder: what to type after train.py}, `jobs` at a time. Raises UserError."""
+def run_all(work: dict[Path, list[str]], jobs: int, scripts: dict[Path, list[str]] | None = None):
+    """{folder: what to type after train.py, or after its script}, `jobs` at a time. Raises UserError."""
     if jobs < 1:
         raise UserError(f"--jobs must be at least 1, not {jobs}")
     for folder, argv in work.items():
         same_options(folder, argv)
     threads = max(1, (os.cpu_count() or 1) // jobs)
+    scripts = scripts or {}
     with ThreadPoolExecutor(jobs) as pool:
         try:
-            list(pool.map(lambda item: run(*item, threads, script), work.items()))
+            list(pool.map(lambda f: run(f, work[f], threads, scripts.get(f, TRAIN)), work))
         finally:  # after a failure or Ctrl-C, start no more
             pool.shutdown(cancel_futures=True)
 
@@ -135,27 +140,35 @@ def paired(column: str, these: list[float], those: list[float]) -> str:
     return cell(column, change, error) + (" (within noise)" if noise else "")
 
 
-def paper_rows(table: int) -> list[list[str]]:
-    rows = []
-    for line in PAPER[table].split(";"):
-        *name, acc2, f1, mae, corr, acc7 = line.split()
-        rows.append([f"paper: {' '.join(name)}", acc2, f1, "–", "–", mae, corr, acc7, "–"])
-    return rows
+def our_rows(row: str, runs: list[dict]) -> list[list[str]]:
+    """Mean ± standard deviation, then each seed."""
+    columns = {c: [run["test"][c] for run in runs] for c in COLUMNS}
+    name, rows = f"**{row}**, {len(runs)} seed{'s' * (len(runs) > 1)}", []
+    for found in runs if len(runs) > 1 else []:
+        cells = (cell(c, [found["test"][c]], None) for c in COLUMNS)
+        rows.append([f"seed {found['seed']}", *cells])
+    spread = {c: statistics.stdev(v) if rows else None for c, v in columns.items()}
+    return [[name, *(cell(c, v, spread[c]) for c, v in columns.items())], *rows]
 
 
 def main_table(table: int, results: dict[str, list[dict]]) -> str:
-    """The paper's rows; then, for each of ours, mean ± standard deviation and each seed."""
-    rows = paper_rows(table)
-    for row, runs in results.items():
-        columns = {c: [run["test"][c] for run in runs] for c in COLUMNS}
-        spread = {c: statistics.stdev(v) if len(v) > 1 else None for c, v in columns.items()}
-        name = f"**{row}**, {len(runs)} seed{'s' * (len(runs) > 1)}"
-        rows.append([name, *(cell(c, v, spread[c]) for c, v in columns.items())])
-        for found in runs if len(runs) > 1 else []:
-            rows.append(
-                [f"seed {found['seed']}", *(cell(c, [found["test"][c]], None) for c in COLUMNS)]
-            )
-    return markdown(["", *HEADS], rows)
+    """Each of the paper's rows and ours below it, then those that the paper lacks."""
+    ours, rows = {row: our_rows(row, runs) for row, runs in results.items()}, []
+    for line in PAPER[table].split(";"):
+        *name, acc2, f1, mae, corr, acc7 = line.split()
+        name = " ".join(name)
+        rows.append([f"paper: {name}", acc2, f1, "–", "–", mae, corr, acc7, "–"])
+        rows += ours.pop(name, []) + ours.pop(f"{name} (static)", [])
+    return markdown(["", *HEADS], rows + [line for lines in ours.values() for line in lines])
+
+
+def settings_table(runs: Path, results: dict[str, list[dict]]) -> str:
+    """What the rows' first runs were told, where it is not the same for all."""
+    folders = [folder_of(runs, row, found[0]["seed"]) for row, found in results.items()]
+    told = [asdict(train.read_config(folder)) for folder in folders]
+    keys = [k for k in told[0] if k != "name" and len({c[k] for c in told}) > 1]
+    lines = [[row, *(str(c[k]) for k in keys)] for row, c in zip(results, told, strict=True)]
+    return markdown(["settings", *keys], lines)
 
 
 def difference_table(results: dict[str, list[dict]]) -> str:
@@ -187,21 +200,30 @@ def parser(doc: str, runs: str | None = None, options: bool = True) -> argparse.
 def main():
     own = parser(__doc__, "runs/tables")
     own.add_argument("--table", type=int, choices=(2, 3, 4), required=True)
+    own.add_argument("--rows", nargs="+", metavar="ROW", help="some of the table's, with MSFN")
+    own.add_argument("--vectors", metavar="FILE", help="GloVe's, for the static rows")
     own.add_argument("--seeds", type=int, default=5, choices=range(1, 11), help="0 … N-1 (5)")
     own.add_argument("--from", type=Path, dest="source", help="only read what is in this folder")
     typed = own.parse_args()
     dataset = "mosei" if typed.table == 3 else "mosi"
     if not train.parse(["--dataset", dataset, *typed.options])[0].test:
         own.error("the tables are of the test split: leave --no-test out")
-    rows, seeds = (list(ROWS) if typed.table == 4 else ["MSFN"]), range(typed.seeds)
+    options = ROWS if typed.table == 4 else {r: made.options for r, made in baselines.ROWS.items()}
+    rows, seeds = list(dict.fromkeys(["MSFN", *(typed.rows or options)])), range(typed.seeds)
+    if unknown := set(rows) - set(options):
+        own.error(f"--rows: {unknown.pop()} is none of {', '.join(options)}")
     runs = typed.source or typed.runs / dataset
     if not typed.source:
-        work = {}
+        work, scripts = {}, {}
         for seed in seeds:
             for row in rows:
-                argv = [*typed.options, "--seed", str(seed), *ROWS[row].split()]
-                work[folder_of(runs, row, seed)] = ["--dataset", dataset, *argv]
-        run_all(work, typed.jobs)
+                folder = folder_of(runs, row, seed)
+                argv = [*typed.options, "--seed", str(seed), *options[row].split()]
+                if typed.vectors and row.endswith("(static)"):
+                    argv += ["--bert", typed.vectors]
+                work[folder] = ["--dataset", dataset, *argv]
+                scripts[folder] = TRAIN if typed.table == 4 else [BASELINES, row]
+        run_all(work, typed.jobs, scripts)
     results = collect(runs, rows, seeds)
     if not results or any("test" not in run for found in results.values() for run in found):
         own.error(f"{runs} holds no results.json with test of {', '.join(rows)}")
@@ -209,6 +231,8 @@ def main():
     complete = len({len(found) for found in results.values()}) == 1
     if len(results) > 1 and complete and len(next(iter(results.values()))) > 1:
         print("\n" + difference_table(results))
+    if typed.table != 4:
+        print("\n" + settings_table(runs, results))
 
 
 if __name__ == "__main__":

@@ -6,11 +6,14 @@ Structure is drawn by hypothesis, values are seeded, sizes are pairwise differen
 import itertools
 import math
 import re
+import sys
+from pathlib import Path
 
 import baselines  # puts the project's folder on the path
 import baselines_latent as latent
 import numpy as np
 import pytest
+import tables
 import torch
 from baselines import ROWS
 from hypothesis import given, settings
@@ -572,3 +575,40 @@ def test_static_rows_take_glove(few, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(baselines.processes, "WORLD", 2)
     with pytest.raises(plumbing.UserError, match="one process"):
         baselines.main(["LMF (static)"])
+
+
+def test_a_table_has_each_row_beside_the_papers_and_its_settings(
+    few, tmp_path, monkeypatch, capsys
+):
+    """Each row is started by its own script, with what was typed, its own options and GloVe's file."""
+    glove = tmp_path / "glove.txt"
+    glove.write_text("good 1 2")
+    started = []
+
+    def here(command, **_):
+        started.append(command[1:])
+        return plumbing.run(baselines.main, command[2:])
+
+    monkeypatch.setattr(train.data, "load", lambda *_: few)
+    monkeypatch.setattr(tables.subprocess, "call", here)
+    words = ["--table", "2", "--seeds", "2", "--rows", "LMF (static)", "LMF (B)"]
+    words += ["--runs", str(tmp_path), "--vectors", str(glove)]
+    options = ["--", "--dataset", "synthetic", "--d", "6", "--epochs", "1"]
+    monkeypatch.setattr(sys, "argv", ["tables.py", *words, *options])
+    assert plumbing.run(tables.main) == 0
+    said = capsys.readouterr().out
+    assert {command[1] for command in started} == {"MSFN", "LMF (static)", "LMF (B)"}
+    assert {Path(command[0]).name for command in started} == {"baselines.py"}
+    lines = said[said.index("|  | Acc-2") :].splitlines()
+    names = [line.split(" | ")[0].strip("| ") for line in lines]
+    at = names.index("paper: LMF")
+    assert names[at + 1 : at + 4] == ["**LMF (static)**, 2 seeds", "seed 0", "seed 1"]
+    assert [n for n in names if n.startswith("paper: ")][-1] == "paper: MSFN"
+    assert {"LMF (static) − MSFN", "LMF (B) − MSFN"} <= set(names)
+    settings_of = {name: line for name, line in zip(names, lines, strict=True)}
+    assert "learning_rate" in settings_of["settings"] and "segment" in settings_of["LMF (B)"]
+    assert str(glove) in settings_of["LMF (static)"] and str(glove) not in settings_of["LMF (B)"]
+    monkeypatch.setattr(sys, "argv", ["tables.py", "--table", "4", "--rows", "TFN"])
+    with pytest.raises(SystemExit):
+        tables.main()
+    assert "TFN is none of MSFN, without" in capsys.readouterr().err
