@@ -18,6 +18,7 @@ What is trained is a class: build(config, widths, encoder) with the face of `msf
     parameter_groups(), encoder, embeddings
 """
 
+import plumbing  # isort: skip (first: then Ctrl-C during the other imports is no traceback)
 import math
 import statistics
 import sys
@@ -36,7 +37,6 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 import data
-import plumbing
 from msfn import MODALITIES, MSFN, MSFNConfig, option
 from plumbing import UserError, devices, encoders, explained, options, processes
 from plumbing.runs import RunFolder, read_json
@@ -292,7 +292,8 @@ def train(config: Config, folder: RunFolder | None = None, build=MSFN, observe=N
         folder.describe(asdict(config), run.standardizer.to_dict(), *pretrained)
     forward = processes.distribute(run.model, run.device)
     optimizer = make_optimizer(run, config)
-    start = {"epoch": 0, "best": {"epoch": -1, "valid": {"mae": math.inf}}, "data": run.fingerprint}
+    best = {"epoch": -1, "valid": dict.fromkeys(COLUMNS, math.inf)}
+    start = {"epoch": 0, "best": best, "data": run.fingerprint}
     progress = folder.load_checkpoint(run.model, optimizer, start)
     if progress["data"] != run.fingerprint:
         raise UserError(f"{config.data} is no longer the file that {folder.path} was begun with")
