@@ -14,13 +14,15 @@ JSON, tensors and plain containers: to read them back runs no code.
 import json
 import os
 import shutil
+import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
 import safetensors.torch
 import torch
+from torch import Tensor
 
-from plumbing import UserError, explained
+from plumbing import UserError, explained, regular
 from plumbing.processes import RANK, from_first, wait_for_all
 
 
@@ -30,27 +32,26 @@ def replacing(path: Path):
     beside = path.with_name(path.name + ".tmp")
     try:
         yield beside
-        if path.is_dir():
-            shutil.rmtree(path)
         beside.replace(path)
     except (OSError, RuntimeError) as error:  # torch.save says RuntimeError of a full disk
-        shutil.rmtree(beside, ignore_errors=True) if beside.is_dir() else beside.unlink(True)
         raise UserError(f"{path} cannot be written, what was there is kept: {error}") from None
+    finally:
+        shutil.rmtree(beside, ignore_errors=True) if beside.is_dir() else beside.unlink(True)
 
 
-def write_text(path: Path, text: str):
+def write(path: Path, content: bytes):
     with replacing(path) as beside:
-        beside.write_text(text, encoding="utf-8")
+        beside.write_bytes(content)
 
 
 def write_json(path: Path, content: dict):
-    write_text(path, json.dumps(content, indent=2) + "\n")
+    write(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def read_json(path: Path) -> dict:
     """What `write_json` wrote. Raises UserError for a file that is missing or no JSON object."""
     with explained(f"{path} cannot be read"):
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(regular(path).read_bytes())
         if not isinstance(content, dict):
             raise TypeError("it holds no JSON object")
     return content
@@ -86,14 +87,14 @@ class RunFolder:
         """Append to metrics.jsonl; an epoch that is done again after a crash stands there once."""
         if RANK == 0:
             path = self.path / "metrics.jsonl"
-            lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-            lines = [*lines[: entry["epoch"]], json.dumps(entry)]
-            write_text(path, "\n".join(lines) + "\n")
+            lines = regular(path).read_bytes().splitlines() if path.exists() else []
+            lines = [*lines[: entry["epoch"]], json.dumps(entry).encode()]
+            write(path, b"\n".join(lines) + b"\n")
 
     def save_checkpoint(self, model, optimizer, progress: dict):
         """All that going on takes. progress: plain containers of numbers and text."""
         if RANK == 0:
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()["state"]}
             with replacing(self.checkpoint) as beside:
                 torch.save({**state, "progress": progress}, beside)
 
@@ -105,30 +106,54 @@ class RunFolder:
         if not self.checkpoint.exists():
             return start
         with explained(f"{self.checkpoint} is damaged, or of another model or data"):
+            with zipfile.ZipFile(regular(self.checkpoint)) as archive:
+                if changed := archive.testzip():  # torch does not look at the sums of its parts
+                    raise ValueError(f"{changed} has other bytes than were written")
             state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+            alike(state["progress"], start)
+            alike(state["model"], model.state_dict())
             model.load_state_dict(state["model"])
-            optimizer.load_state_dict(state["optimizer"])
-            if state["progress"].keys() != start.keys():
-                raise ValueError("it does not say how far the run was")
+            now = optimizer.state_dict()  # its rates are the configuration's
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            for number, moments in state["optimizer"].items():
+                p = parameters[number]
+                alike(moments, {"step": torch.tensor(0.0), "exp_avg": p, "exp_avg_sq": p})
+            optimizer.load_state_dict({**now, "state": state["optimizer"]})
             return state["progress"]
 
     def keep_weights(self, model):
         if RANK == 0:
             weights = {k: v.cpu().contiguous() for k, v in model.state_dict().items()}
-            with replacing(self.weights) as beside:
-                beside.write_bytes(safetensors.torch.save(weights))  # save_file's mode is 0600
+            write(self.weights, safetensors.torch.save(weights))  # save_file's mode is 0600
 
     def load_weights(self, model):
         """The best epoch's weights, by all processes. Raises UserError if they are not there."""
         wait_for_all()
         with explained(f"{self.weights} is missing or damaged, or of another model"):
-            model.load_state_dict(safetensors.torch.load_file(self.weights))
+            weights = safetensors.torch.load_file(regular(self.weights))
+            alike(weights, model.state_dict())
+            model.load_state_dict(weights)
 
     def finish(self, results: dict):
         if RANK == 0:
             write_json(self.results, results)
             self.checkpoint.unlink(missing_ok=True)
         wait_for_all()
+
+
+def alike(found, expected):
+    """Raises ValueError unless both have the same keys, types, shapes and dtypes, all the way down."""
+    if isinstance(expected, dict) and isinstance(found, dict) and found.keys() == expected.keys():
+        for key in expected:
+            alike(found[key], expected[key])
+    elif isinstance(expected, Tensor) and isinstance(found, Tensor):
+        same = found.shape == expected.shape and found.dtype == expected.dtype
+        if not same or found.is_contiguous() < expected.is_contiguous():
+            raise ValueError(
+                f"it has {found.dtype} of shape {list(found.shape)} in another's place"
+            )
+    elif isinstance(expected, dict) or type(found) is not type(expected):
+        raise ValueError(f"it has a {type(found).__name__} that does not belong there")
 
 
 def _make(runs: Path, name: str | None, default: str) -> Path | UserError:

@@ -32,6 +32,7 @@ def quick(folder, **typed):
 def small_corpus():
     """60 segments of each split, and a narrower BERT."""
     small, bert = data.synthetic(), encoders.BertConfig
+    small.fingerprint = "of its content"
     for split in small.splits.values():
         split.__init__({key: values[:60] for key, values in split.part.items()}, generated=True)
     sizes = {"hidden_size": 16, "intermediate_size": 16}
@@ -146,18 +147,69 @@ def test_a_damaged_file_is_refused(name, stopped, capsys, monkeypatch):
         assert "damaged" in said or "is no folder of a run" in said
 
 
-OTHER = {
-    "of another model": {"model": {"weight": torch.zeros(1)}},
-    "was begun with": {"progress": {"epoch": 1, "best": {"epoch": -1}, "data": "other"}},
+def without_step(state):
+    del state["optimizer"][0]["step"]
+
+
+def flipped(content):
+    """One byte of the tensors' own: the sum of its part of the archive is no longer right."""
+    spot = content.index(b"data/3") + 1000
+    return content[:spot] + bytes([content[spot] ^ 4]) + content[spot + 1 :]
+
+
+EDITS = {  # of a checkpoint's content
+    "another model's": lambda s: s["model"].popitem(),
+    "other weights": lambda s: s["model"].update({k: v[None] for k, v in s["model"].items()}),
+    "whole numbers": lambda s: s["model"].update({k: v.int() for k, v in s["model"].items()}),
+    "one moment": lambda s: s["optimizer"][0].update(exp_avg_sq=torch.zeros(1)),
+    "one number for all": lambda s: s["optimizer"][0].update(
+        exp_avg=torch.zeros(()).expand_as(s["optimizer"][0]["exp_avg"])
+    ),
+    "no step": without_step,
+    "an epoch of text": lambda s: s["progress"].update(epoch="1"),
+    "no best": lambda s: s["progress"].update(best=None),
+    "a best of text": lambda s: s["progress"]["best"]["valid"].update(mae="0.5"),
+    "no progress": lambda s: s.update(progress={}),
+    "nothing": lambda s: s.clear(),
 }
-BARE = [("damaged", {"progress": progress}) for progress in ({}, {"epoch": 1})]
 
 
-@pytest.mark.parametrize("says, change", [*OTHER.items(), *BARE])
-def test_a_checkpoint_of_something_else_is_refused(says, change, stopped, capsys):
-    buffer = io.BytesIO()
-    torch.save({**torch.load(stopped / "checkpoint.pt"), **change}, buffer)
-    assert says in refused(stopped, "checkpoint.pt", buffer.getvalue(), capsys)
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+def test_an_edited_checkpoint_is_refused(edit, stopped, capsys):
+    """Of moments in another shape the fused optimiser makes a crash of the process."""
+    state, buffer = torch.load(stopped / "checkpoint.pt"), io.BytesIO()
+    edit(state)
+    torch.save(state, buffer)
+    said = refused(stopped, "checkpoint.pt", buffer.getvalue(), capsys)
+    assert "is damaged, or of another model or data" in said
+
+
+def test_one_flipped_byte_in_a_checkpoint_is_noticed(stopped, capsys):
+    content = flipped((stopped / "checkpoint.pt").read_bytes())
+    assert "other bytes" in refused(stopped, "checkpoint.pt", content, capsys)
+
+
+def test_a_run_goes_on_with_its_own_data_alone(stopped, monkeypatch, capsys):
+    monkeypatch.setattr(data.synthetic(), "fingerprint", "of another content")
+    assert resume(stopped) == 2
+    assert "is no longer the file that" in capsys.readouterr().err
+
+
+def test_a_damaged_log_does_not_stop_a_run(stopped, whole, tmp_path):
+    folder = Path(shutil.copytree(stopped, tmp_path / "run"))
+    path = folder / "metrics.jsonl"
+    path.write_bytes(b"\xff" + path.read_bytes())
+    assert resume(folder) == 0
+    assert path.read_bytes()[1:].count(b"\n") == 3 and path.read_bytes()[0] == 255
+
+
+@pytest.mark.parametrize("name", ["config.json", "checkpoint.pt", "metrics.jsonl"])
+def test_a_pipe_in_a_run_is_not_opened(name, stopped, tmp_path, capsys):
+    folder = Path(shutil.copytree(stopped, tmp_path / "run"))
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    assert resume(folder) == 2
+    assert f"{name} cannot be read: no file is there" in capsys.readouterr().err
 
 
 def test_a_config_with_other_types_is_refused(stopped, capsys):
