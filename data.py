@@ -7,6 +7,7 @@ frames ("a"), visual frames ("v"), words ("l") and a sentiment y in [-3, 3]. T i
 frames, d the number of features of a frame. `plumbing/formats.py` knows the files.
 """
 
+import plumbing  # isort: skip (first: then Ctrl-C during the other imports is no traceback)
 import argparse
 import sys
 from collections import defaultdict
@@ -17,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from plumbing import UserError, fetch, formats, run
+from plumbing import UserError, fetch, formats
 from plumbing.encoders import tokenize
 from plumbing.packing import first_fit
 
@@ -136,7 +137,14 @@ class Standardizer:
 
     @classmethod
     def from_dict(cls, d):
-        return cls(**{k: {m: np.array(x) for m, x in by.items()} for k, by in d.items()})
+        """What `to_dict` gave. Raises one of many exceptions for what it could not have given."""
+        made = cls(**{k: {m: np.array(by[m]) for m in FRAMES} for k, by in d.items()})
+        for m, key in FRAMES.items():
+            both = np.stack([made.mean[m], made.std[m]])
+            finite = both.ndim == 2 and both.dtype == np.float64 and np.isfinite(both).all()
+            if not finite or both[1].min() < 0:
+                raise ValueError(f"it has no mean and standard deviation of each column of {key}")
+        return made
 
 
 def finite(x):
@@ -303,4 +311,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(plumbing.run(main))

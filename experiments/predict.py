@@ -12,20 +12,19 @@ one number; it has no neighbours in a video, so Eq. 13 sees it alone. In Python:
     model("I loved it", audio=array, vision=array)    # -> float
 """
 
+import tables  # isort: skip (first: it puts the project's folder on the path, and hears Ctrl-C)
 import csv
 import sys
 from pathlib import Path
 
 import numpy as np
-import tables  # puts the project's folder on the path
 import torch
-from transformers import AutoConfig, AutoModel
 
 import data
 import plumbing
 import train
 from msfn import MSFN
-from plumbing import UserError, devices, encoders, explained
+from plumbing import UserError, devices, encoders, explained, regular
 from plumbing.runs import RunFolder, read_json, replacing
 
 
@@ -41,12 +40,9 @@ def load(folder: str | Path) -> "Predictor":
     content = read_json(folder / "standardizer.json")
     with explained(f"{folder / 'standardizer.json'} is damaged"):
         standardizer = data.Standardizer.from_dict(content)
-        widths = {m: standardizer(m, [standardizer.mean[m]]).shape[1] for m in data.FRAMES}
-    bert = folder / "bert"
-    with explained(f"{bert} holds no encoder's configuration"):
-        known = {"trust_remote_code": False, "local_files_only": True}
-        encoder = AutoModel.from_config(AutoConfig.from_pretrained(bert, **known)).float()
-    tokenizer = encoders.load_tokenizer(str(bert))
+    widths = {m: len(mean) for m, mean in standardizer.mean.items()}
+    encoder = encoders.configured(str(folder / "bert"))
+    tokenizer = encoders.load_tokenizer(str(folder / "bert"), encoder)
     model = MSFN(config, widths, encoders.pack(encoder))
     RunFolder(folder).load_weights(model)
     run = train.Run(model.to(device).eval(), {}, tokenizer, standardizer, device)
@@ -112,7 +108,7 @@ def evaluate(folder: Path, path: str | None, labels: str | None):
 def array(path: str | None) -> np.ndarray | None:
     """The content of a .npy file. Raises UserError if it holds none."""
     with explained(f"{path} is no array that numpy can read"):
-        return None if path is None else np.load(path, mmap_mode="r")
+        return None if path is None else np.load(regular(path), mmap_mode="r")
 
 
 def main():

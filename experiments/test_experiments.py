@@ -98,6 +98,7 @@ def test_what_cannot_be_predicted_is_said_in_one_sentence(trained, tmp_path, mon
     (tmp_path / "cut.npy").write_bytes(whole[:150])
     (tmp_path / "huge.npy").write_bytes(whole.replace(b"(3, 12), }      ", b"(3, 99999912), }"))
     expected = dict.fromkeys(("ok", "empty"), number) | dict.fromkeys(wrong, "shape (T, 12)")
+    expected["absent"] = "absent.npy cannot be read"
     for name in ("ok", "empty", *wrong, "objects", "cut", "huge", "absent"):
         said = says(folder, "--audio", tmp_path / f"{name}.npy")
         assert expected.get(name, f"{name}.npy is no array") in said

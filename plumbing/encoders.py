@@ -9,6 +9,7 @@ import torch
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoTokenizer,
     BertConfig,
@@ -18,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from plumbing import UserError, explained, fetch
+from plumbing import explained, fetch, regular
 from plumbing.packing import Packed
 
 SMALL = "small"  # the name of a BERT of 2 layers of width 64 with random weights
@@ -39,17 +40,24 @@ def pretrained(name: str, texts: list[list[str]]) -> tuple[nn.Module, PreTrained
         sizes |= {"num_attention_heads": 4, "max_position_embeddings": SMALL_TOKENS}
         return pack(BertModel(BertConfig(vocab_size=len(tokenizer), **sizes))), tokenizer
     folder = fetch.encoder(name)
-    tokenizer = load_tokenizer(folder)
     with explained(f"--bert {name}: no encoder can be loaded"):
+        only_regular(folder)
         encoder = AutoModel.from_pretrained(folder, trust_remote_code=False)
-        known = encoder.get_input_embeddings().num_embeddings
-    positions = getattr(encoder.config, "max_position_embeddings", 512)
-    if encoder.config.model_type != "bert":
-        positions -= 2  # RoBERTa's begin at 2
-    tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
-    if len(tokenizer) > known:
-        raise UserError(f"--bert {name}: {len(tokenizer)} tokens, embeddings of {known}")
-    return pack(encoder), tokenizer
+    return pack(encoder), load_tokenizer(folder, encoder)
+
+
+def configured(folder: str) -> nn.Module:
+    """The encoder of a folder's configuration, its weights random. Raises UserError."""
+    with explained(f"{folder} holds no encoder's configuration"):
+        only_regular(folder)
+        known = {"trust_remote_code": False, "local_files_only": True}
+        return AutoModel.from_config(AutoConfig.from_pretrained(folder, **known)).float()
+
+
+def only_regular(folder: str):
+    for path in Path(folder).iterdir():
+        if not path.is_dir():
+            regular(path)
 
 
 def pack(encoder: nn.Module) -> nn.Module:
@@ -108,10 +116,23 @@ def word_vectors(file: str, texts: list[str]) -> tuple[Static, PreTrainedTokeniz
     return Static(vectors, config), tokenizer
 
 
-def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
-    """The encoder's own tokeniser. Raises UserError if the folder holds none."""
-    with explained(f"{folder} holds no tokeniser"):
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+def load_tokenizer(folder: str, encoder: nn.Module) -> PreTrainedTokenizerBase:
+    """The encoder's own tokeniser; it cuts off what the encoder has no positions for.
+
+    Raises UserError if the folder holds none, or one with tokens that the encoder does not know.
+    """
+    with explained(f"{folder} holds no tokeniser of its encoder"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        last, known = max(tokenizer.get_vocab().values()), encoder.get_input_embeddings()
+        if last >= known.num_embeddings:
+            raise ValueError(f"token {last} is none of the encoder's {known.num_embeddings}")
+        positions = getattr(encoder.config, "max_position_embeddings", 512)
+        if encoder.config.model_type != "bert":
+            positions -= 2  # RoBERTa's begin at 2
+        tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
+        if tokenizer.model_max_length < 3:
+            raise ValueError(f"texts would be cut to {tokenizer.model_max_length} tokens")
+    return tokenizer
 
 
 def word_tokenizer(texts: list[str], limit: int) -> PreTrainedTokenizerFast:
