@@ -4,26 +4,33 @@ Nothing in this folder imports a file of the top level.
 """
 
 import os
+import re
 import sys
 from contextlib import contextmanager, suppress
-
-import torch
+from pathlib import Path
 
 
 class UserError(Exception):
     """Something that the user can mend, said in one clear sentence; exit code 2."""
 
+    def __init__(self, sentence: str):
+        super().__init__(without_control(sentence))
 
-def first_line(error: BaseException) -> str:
-    """What an exception says, for a sentence: its first line, at most 200 printable characters."""
-    lines = str(error).strip().splitlines() or [""]
-    return printable(lines[0]) or type(error).__name__
+
+def without_control(text: str) -> str:
+    """The text without what moves a cursor or is half a character."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def printable(text: str) -> str:
     """At most 200 characters of what a file or a library says, none of which moves a cursor."""
-    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[:201])
-    return shown if len(shown) < 201 else f"{shown[:199]}…"
+    return without_control(text if len(text) <= 200 else f"{text[:199]}…")
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, for a sentence."""
+    lines = str(error).strip().splitlines() or [""]
+    return printable(lines[0]) or type(error).__name__
 
 
 @contextmanager
@@ -31,10 +38,17 @@ def explained(what: str):
     """An exception of whatever class, in which a library says no, as a UserError: "what: why"."""
     try:
         yield
-    except (UserError, MemoryError):
+    except (UserError, MemoryError, KeyboardInterrupt, SystemExit):
         raise
-    except Exception as error:
+    except BaseException as error:  # a tokeniser's panic, in Rust, is no Exception
         raise UserError(f"{what}: {first_line(error)}") from error
+
+
+def regular(path) -> Path:
+    """The path of a file, to be opened: a pipe would hang, a device would never end."""
+    if not os.path.isfile(path):
+        raise UserError(f"{path} cannot be read: no file is there, or none of the regular kind")
+    return Path(path)
 
 
 def run(main, *arguments) -> int:
@@ -44,19 +58,34 @@ def run(main, *arguments) -> int:
             stream.reconfigure(errors="replace")  # a console that cannot print α prints ?
     try:
         main(*arguments)
-        sys.stdout.flush()
+        print(end="", flush=True)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except torch.OutOfMemoryError:
-        print("error: out of GPU memory: try --amp bf16 or a smaller --batch-size", file=sys.stderr)
-        return 2
+        return failed(f"error: {error}")
     except KeyboardInterrupt:
-        print("stopped; train.py --resume RUN goes on after a run's last epoch", file=sys.stderr)
-        return 130
+        return failed("stopped; train.py --resume RUN goes on after a run's last epoch", 130)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or re.search("out of memory|allocate memory", str(error)):
+            return failed("error: out of memory: try a smaller --batch-size, or --amp bf16")
+        raise
     except OSError as error:  # `| head` and `> /dev/full`: nobody hears what is printed
-        with suppress(OSError):
+        with suppress(OSError, AttributeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            print(f"error: {first_line(error)}", file=sys.stderr)
-        return 2
+        return failed(f"error: {first_line(error)}")
     return 0
+
+
+def failed(sentence: str, code: int = 2) -> int:
+    with suppress(OSError):
+        print(sentence, file=sys.stderr, flush=True)
+    return code
+
+
+def while_importing(kind, error, traceback):
+    """Ctrl-C before `run` is reached: the libraries take seconds to load."""
+    if issubclass(kind, KeyboardInterrupt):
+        failed("stopped")
+    else:
+        sys.__excepthook__(kind, error, traceback)
+
+
+sys.excepthook = while_importing

@@ -28,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
-from plumbing import UserError, explained, pickles, printable
+from plumbing import UserError, explained, pickles, printable, regular
 
 SPELLED = {"train": "train", "valid": "valid", "dev": "valid", "val": "valid", "test": "test"}
 FRAMES = ("audio", "vision")
@@ -52,41 +52,39 @@ def read(path, labels=None):
     labels: the CSV of a file without text; None takes *label*.csv beside the file
     Raises UserError: one sentence with file, split, key and what is wrong.
     """
-    where = printable(str(path))
     parts = {}
     for name, part in splits_of(path).items():
-        here = f"{where}, split {name!r}"
-        with explained(f"{here} is not as any family has it"):
-            parts[name] = checked(from_misa(part) if isinstance(part, list) else part, here)
+        where = f"{path}, split {name!r}"
+        with explained(f"{where} is not as any family has it"):
+            parts[name] = checked(from_misa(part) if isinstance(part, list) else part, where)
     silent = [name for name, part in parts.items() if "raw_text" not in part]
     if labels and not silent:
-        print(f"note: {where} has its own text, so {printable(str(labels))} is not read")
+        print(f"note: the file has its own text, so {printable(str(labels))} is not read")
     if silent:
         add_text({name: parts[name] for name in silent}, path, labels)
     print_oddities(parts)
     widths = {(key, x.shape[1]) for part in parts.values() for key in FRAMES for x in part[key]}
     if len(widths) != len(FRAMES):
         shown = printable(str(sorted(widths)[:9]))
-        raise UserError(f"{where}: segments differ in their number of columns: {shown}")
+        raise UserError(f"{path}: segments differ in their number of columns: {shown}")
     return parts
 
 
 def splits_of(path):
     """{"train" | "valid" | "test": what the file, or the folder's file of that name, holds}."""
-    where = printable(str(path))
     if os.path.isdir(path):
         names = [name for name in SPELLED if os.path.exists(f"{path}/{name}.pkl")]
         if not names:
-            raise UserError(f"{where} is a folder without train.pkl, dev.pkl and test.pkl")
+            raise UserError(f"{path} is a folder without train.pkl, dev.pkl and test.pkl")
     else:
         content = pickles.read(path)
         names = [name for name in SPELLED if isinstance(content, dict) and name in content]
         if not names:
             found = list(content)[:9] if isinstance(content, dict) else type(content).__name__
-            raise UserError(f"{where} has no splits train, valid and test: {printable(str(found))}")
+            raise UserError(f"{path} has no splits train, valid and test: {printable(str(found))}")
     twice = [name for name in names if SPELLED[name] == "valid"]
     if len(twice) > 1:
-        raise UserError(f"{where} has {' and '.join(twice)}: which of them is the valid split?")
+        raise UserError(f"{path} has {' and '.join(twice)}: which of them is the valid split?")
     if os.path.isdir(path):
         return {SPELLED[name]: pickles.read(f"{path}/{name}.pkl") for name in names}
     return {SPELLED[name]: content[name] for name in names}
@@ -219,30 +217,29 @@ def video_and_clip(id):
 
 def add_text(parts, path, labels):
     """Puts raw_text into splits that have none, from the CSV `labels` or from one beside `path`."""
-    where = printable(str(path))
     table = labels or next(iter(sorted(Path(path).parent.glob("*label*.csv"))), None)
     if table is None:
         needed = "name a CSV of video_id, clip_id, text and label"
-        raise UserError(f"{where}, split {next(iter(parts))!r} has no text: {needed}")
+        raise UserError(f"{path}, split {next(iter(parts))!r} has no text: {needed}")
     rows = rows_of(table)
     for name, part in parts.items():
-        with explained(f"{where}, split {name!r} and {printable(str(table))}"):
+        with explained(f"{path}, split {name!r} and {table}"):
             part["raw_text"] = captions(rows, part)
     print(f"note: the text of {', '.join(parts)} comes from {printable(str(table))}")
 
 
 def rows_of(table):
     """{(video, clip) and (video, start): (text, label)} of a CSV; clip and start as text."""
-    where, rows = printable(str(table)), {}
-    if not os.path.isfile(table):
-        raise UserError(f"{where} cannot be read: no file is there, or none of the regular kind")
+    rows = {}
     with (
-        explained(f"{where} is no CSV of video_id, clip_id, text, label"),
-        open(table, newline="", encoding="utf-8-sig") as file,  # -sig: Excel writes a mark
+        explained(f"{table} is no CSV of video_id, clip_id, text, label"),
+        open(regular(table), newline="", encoding="utf-8-sig") as file,  # -sig: Excel's mark
     ):
         for row in csv.DictReader(file):
             found = text_of(row["text"]), float(row["label"])
-            rows[row["video_id"], str(int(row["clip_id"]))] = found
+            key = row["video_id"], str(int(row["clip_id"]))
+            if rows.setdefault(key, found) != found:
+                raise ValueError(f"clip {key[1]} of {key[0]} is there twice")
             if row.get("start"):
                 rows[row["video_id"], f"{float(row['start']):.1f}"] = found
     return rows

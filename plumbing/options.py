@@ -22,6 +22,7 @@ def check(config):
         names = ", ".join(getattr(each, "__name__", str(each)) for each in allowed)
         if not legal:
             raise refusal(name, value, f"of {names}")
+        demand(config, name, lambda v: v != "", "some text")  # an unset variable of the shell
         if type(value) in (int, float):
             demand(config, name, lambda n: abs(n) < 1e18, "a number below 1e18")  # NaN is not
 
@@ -54,9 +55,9 @@ def parse(kind: type, presets: dict[str, dict], chosen_by: str, description: str
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     resumed, others = first.parse_known_args(argv)
-    if resumed.resume and others and "-h" not in others and "--help" not in others:
+    if resumed.resume is not None and others and "-h" not in others and "--help" not in others:
         parser.error(f"--resume takes no other option, not {others[0]}")
-    if resumed.resume and not others:
+    if resumed.resume is not None and not others:
         return None, resumed.resume
     first.add_argument(f"--{chosen_by}", default=parser.get_default(chosen_by))
     preset = getattr(first.parse_known_args(argv)[0], chosen_by)

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from plumbing import UserError, explained, printable
+from plumbing import UserError, explained, printable, regular
 
 OPCODES = 10_000_000  # in one file: MOSEI in MISA's form has about 4 million
 STACK = 1_000_000  # values that wait to be put somewhere: picklers put 1,000 at a time
@@ -55,17 +55,14 @@ def read(path):
     Arrays of protocols 3-5 are read-only views into the file. All text is valid Unicode, and the
     keys of dicts are text. Raises UserError for whatever else a file, or no file, may hold.
     """
-    where = printable(str(path))
-    if not os.path.isfile(path):  # a pipe would hang, a device would never end
-        raise UserError(f"{where} cannot be read: no file is there, or none of the regular kind")
-    with explained(f"{where} cannot be read"), open(path, "rb") as file:
+    with explained(f"{path} cannot be read"), open(regular(path), "rb") as file:
         if os.path.getsize(path) == 0:
-            raise UserError(f"{where} is empty: 0 bytes")
+            raise UserError(f"{path} is empty: 0 bytes")
         cursor = Cursor(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     for magic, what in NOT_PICKLES.items():
         if cursor.map[:200].lstrip().startswith(magic):
-            raise UserError(f"{where} {what}")
-    with explained(f"{where} is damaged or no pickle of data"):
+            raise UserError(f"{path} {what}")
+    with explained(f"{path} is damaged or no pickle of data"):
         try:
             return Unfolding(1000 + len(cursor.view)).value(parse(cursor))
         except RecursionError:
