@@ -14,8 +14,7 @@ Glossary (code, paper, meaning):
     m, k            m, k            a modality: "a" audio, "v" visual, "l" language
     inputs[m]       X_m             what modality m brings: (padded sequences, their true lengths)
     B               N               segments in the batch (which N Eq. 13 means: attention_mask)
-    T, d_m          –, d_m          length of the longest sequence; width of a raw feature (D_m, in
-                                    contrast, is a discriminator)
+    T, d_m          –, d_m          longest length; width of a raw feature (D_m is a discriminator)
     d               d               width that all modalities share after the embedding
     x[m]            x_m             embedded segment, (B, d)
     h[m]            h_m             the same in the shared subspace, (B, d)
@@ -318,8 +317,7 @@ def attention_mask(video: Tensor, over: str = "video") -> Tensor:
 class FusionPredictor(nn.Sequential):
     """3.5:  ŷ = f(F; θ_f),  F = [F_a, F_v, F_l]        (f: "composed of fully connected layers")
 
-    The output is not squashed into [−3, 3]: Eq. 15 keeps it there, and a squashed one cannot reach
-    ±3.
+    Not squashed into [−3, 3]: Eq. 15 keeps ŷ there, and what is squashed cannot reach ±3.
 
     F: (B, modalities · d) float -> (B,) float
     """
@@ -405,11 +403,6 @@ class MSFN(nn.Module):
         self.attentions = nn.ModuleDict({m: SelfAttention(d) for m in MODALITIES})
         self.predictor = FusionPredictor(d, len(MODALITIES), c.dropout)
 
-    @property
-    def encoder(self) -> nn.Module:
-        """The pre-trained part, which may learn at a rate of its own."""
-        return self.embeddings["l"].bert
-
     def forward(self, inputs: dict[str, tuple[Tensor, Tensor]], video: Tensor) -> Output:
         """Eqs. 1–4, 11, 13, 14, ŷ, and the discriminators' logits of Eqs. 5–7.
 
@@ -469,6 +462,5 @@ class MSFN(nn.Module):
         Of L's four terms L^a alone depends on the discriminators, so they ascend α L^a.
         """
         adversary = list(self.discriminators.parameters())
-        ours = "discriminators."
-        rest = [p for name, p in self.named_parameters() if not name.startswith(ours)]
+        rest = [p for n, p in self.named_parameters() if not n.startswith("discriminators.")]
         return [{"params": rest}, {"params": adversary, "maximize": True}]

@@ -15,7 +15,7 @@ What is trained is a class: build(config, widths, encoder) with the face of `msf
     forward(inputs, video) -> NamedTuple, its first field the prediction
     losses(output, y, lengths) -> NamedTuple, its first field the total, the others logged
     observed(output, lengths) -> more numbers to log
-    parameter_groups(), encoder, embeddings
+    parameter_groups(), and for many processes embeddings
 """
 
 import plumbing  # isort: skip (first: then Ctrl-C during the other imports is no traceback)
@@ -171,6 +171,7 @@ class Run(NamedTuple):
     """What a run works with."""
 
     model: nn.Module
+    encoder: nn.Module  # the pre-trained part of it
     segments: dict[str, data.Segments]  # by split
     tokenizer: PreTrainedTokenizerBase
     standardizer: data.Standardizer
@@ -195,7 +196,7 @@ def prepare(config: Config, build=MSFN) -> Run:
         for split in data.SPLITS
     }
     model = build(config, corpus.dims, encoder).to(device)
-    return Run(model, segments, tokenizer, standardizer, device, corpus.fingerprint)
+    return Run(model, encoder, segments, tokenizer, standardizer, device, corpus.fingerprint)
 
 
 def loader(segments: data.Segments, config: Config, epoch: int | None = None) -> DataLoader:
@@ -208,7 +209,7 @@ def loader(segments: data.Segments, config: Config, epoch: int | None = None) ->
 
 def make_optimizer(run: Run, config: Config) -> torch.optim.Adam:
     """Adam for both sides of the game; the encoder may have a learning rate of its own."""
-    encoder = {id(p) for p in run.model.encoder.parameters()} if run.model.encoder else set()
+    encoder = {id(p) for p in run.encoder.parameters()}
     rate = config.bert_learning_rate or config.learning_rate
     groups = []
     for group in run.model.parameter_groups():
@@ -288,7 +289,7 @@ def train(config: Config, folder: RunFolder | None = None, build=MSFN, observe=N
     if folder is None:
         default = f"{config.dataset}-seed{config.seed}"
         folder = RunFolder.create(config.runs, config.name, default)
-        pretrained = run.model.encoder.config, run.tokenizer
+        pretrained = run.encoder.config, run.tokenizer
         folder.describe(asdict(config), run.standardizer.to_dict(), *pretrained)
     forward = processes.distribute(run.model, run.device)
     optimizer = make_optimizer(run, config)

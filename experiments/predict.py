@@ -45,7 +45,7 @@ def load(folder: str | Path) -> "Predictor":
     tokenizer = encoders.load_tokenizer(str(folder / "bert"), encoder)
     model = MSFN(config, widths, encoders.pack(encoder))
     RunFolder(folder).load_weights(model)
-    run = train.Run(model.to(device).eval(), {}, tokenizer, standardizer, device)
+    run = train.Run(model.to(device).eval(), encoder, {}, tokenizer, standardizer, device)
     return Predictor(run, config, widths)
 
 
