@@ -43,7 +43,8 @@ def load(folder: str | Path) -> "Predictor":
     widths = {m: len(mean) for m, mean in standardizer.mean.items()}
     encoder = encoders.configured(str(folder / "bert"))
     tokenizer = encoders.load_tokenizer(str(folder / "bert"), encoder)
-    model = MSFN(config, widths, encoders.pack(encoder))
+    encoder = encoders.pack(encoder)
+    model = MSFN(config, widths, encoder)
     RunFolder(folder).load_weights(model)
     run = train.Run(model.to(device).eval(), encoder, {}, tokenizer, standardizer, device)
     return Predictor(run, config, widths)
