@@ -45,7 +45,7 @@ class Gather(torch.autograd.Function):
     """The rows that each process computed -> all rows, in each; gradients are summed likewise."""
 
     @staticmethod
-    def forward(ctx, mine: Tensor, rows: Tensor, B: int) -> Tensor:
+    def forward(ctx, mine: Tensor, rows: slice, B: int) -> Tensor:
         ctx.rows = rows
         everyone = mine.new_zeros(B, *mine.shape[1:])
         everyone[rows] = mine
@@ -73,12 +73,13 @@ def distribute(model: nn.Module, device: torch.device) -> nn.Module:
 
     def shared(alone):
         def forward(values: Tensor, lengths: Tensor) -> Tensor:
-            rows = torch.arange(len(values)).tensor_split(WORLD)[RANK]
-            some = rows if len(rows) else torch.zeros(1, dtype=torch.int64)  # no block takes none
+            # Slices: an index of rows would be copied to the GPU, and each such copy waits for it.
+            start, stop = (len(values) * rank // WORLD for rank in (RANK, RANK + 1))
+            rows, some = slice(start, stop), slice(start, max(stop, start + 1))  # a block takes ≥ 1
             seed = int(torch.randint(1 << 60, ())) + RANK  # each share has a dropout of its own
             with torch.random.fork_rng(ids or ()):
                 torch.manual_seed(seed)
-                mine = alone(values[some], lengths[some])[: len(rows)]
+                mine = alone(values[some], lengths[some])[: stop - start]
             return Gather.apply(mine, rows, len(values))
 
         return forward
