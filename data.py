@@ -167,9 +167,10 @@ class Batch(NamedTuple):
     ids: list
 
     def to(self, device):
-        """Values to the device; lengths stay on the CPU, where they are looked at."""
-        move = {"device": device, "non_blocking": True}
-        inputs = {m: (values.to(**move), lengths) for m, (values, lengths) in self.inputs.items()}
+        """All but the ids to the device; to CUDA, from pinned memory, without a wait."""
+        # Not so to MPS, where such a copy may read memory that is free by then (pytorch #189690).
+        move = {"device": device, "non_blocking": device.type == "cuda"}
+        inputs = {m: tuple(part.to(**move) for part in parts) for m, parts in self.inputs.items()}
         return Batch(inputs, self.y.to(**move), self.video.to(**move), self.ids)
 
 

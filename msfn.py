@@ -428,7 +428,7 @@ class MSFN(nn.Module):
         y: (B,) float, lengths[m]: (B,) int64 on the CPU, those of `forward` -> Losses
         """
         c = self.config
-        rows = {m: lengths[m].nonzero()[:, 0].to(y.device) for m in MODALITIES}
+        rows = self.rows_with(lengths, y)
         parts = (output.x, output.h, output.x_hat, *output.logits.values())
         x, h, x_hat, *views = ({m: part[m][rows[m]] for m in rows} for part in parts)
         logits = dict(zip(output.logits, views, strict=True))  # [m]: D_m's view of each modality
@@ -447,7 +447,7 @@ class MSFN(nn.Module):
     @torch.no_grad()
     def observed(self, output: Output, lengths: dict[str, Tensor]) -> dict[str, Tensor]:
         """Mean D_m(G_m(x_m)) and mean D_m(G_k(x_k)), k ≠ m; nothing where no two modalities are."""
-        rows = {m: n.nonzero()[:, 0].to(output.prediction.device) for m, n in lengths.items()}
+        rows = self.rows_with(lengths, output.prediction)
         there = [m for m in rows if len(rows[m])]
         if len(there) < 2:
             return {}
@@ -464,3 +464,9 @@ class MSFN(nn.Module):
         adversary = list(self.discriminators.parameters())
         rest = [p for n, p in self.named_parameters() if not n.startswith("discriminators.")]
         return [{"params": rest}, {"params": adversary, "maximize": True}]
+
+    @staticmethod
+    def rows_with(lengths: dict[str, Tensor], like: Tensor) -> dict[str, Tensor]:
+        """{m: the segments that have modality m}: (B_m,) int64 each, on the device of `like`"""
+        move = {"device": like.device, "non_blocking": like.is_cuda}  # else a GPU is waited for
+        return {m: n.nonzero()[:, 0].to(**move) for m, n in lengths.items()}

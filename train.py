@@ -224,8 +224,8 @@ def make_optimizer(run: Run, config: Config) -> torch.optim.Adam:
 # ── A step, an epoch ──────────────────────────────────────────────────────────────────────────────
 def train_step(run: Run, forward, optimizer, config: Config, batch: data.Batch) -> dict:
     """One batch: forward, backward, and a step of each side -> its losses and what was observed."""
+    lengths = {m: batch.inputs[m][1] for m in MODALITIES}  # on the CPU, where they are looked at
     batch = batch.to(run.device)
-    lengths = {m: batch.inputs[m][1] for m in MODALITIES}
     with devices.autocast(config.amp, run.device):
         output = forward(batch.inputs, batch.video)
     output = devices.float32(output)
@@ -253,7 +253,7 @@ def train_epoch(run: Run, forward, optimizer, config: Config, epoch: int) -> dic
     for batch in tqdm(batches, f"epoch {epoch}", leave=False, disable=processes.RANK > 0 or None):
         for name, value in train_step(run, forward, optimizer, config, batch).items():
             logged[name].append(value)
-    logged = {name: torch.stack(values).tolist() for name, values in logged.items()}
+    logged = {name: torch.stack(values).cpu().tolist() for name, values in logged.items()}
     for name in [*list(logged)[1:], *list(logged)[:1]]:  # terms say more than their total
         for value, rows in zip(logged[name], batches.batch_sampler, strict=False):
             if not math.isfinite(value):

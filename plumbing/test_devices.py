@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import data
 import msfn
 import train
 from plumbing import packing, processes
@@ -23,7 +24,7 @@ from plumbing.test_runs import quick, small_corpus  # noqa: F401
 class Claimed(Tensor):
     """A tensor that says it is on a GPU; `Gpu` alone computes with it. held: its twin on the CPU."""
 
-    device, is_meta = torch.device("cuda", 0), False
+    device, is_meta, is_cuda = torch.device("cuda", 0), False, True
     __torch_function__ = torch._C._disabled_torch_function_impl
     __torch_dispatch__ = classmethod(lambda *_: NotImplemented)
 
@@ -98,7 +99,7 @@ def place() -> str:
     """The innermost of the project's functions."""
     for frame, _ in traceback.walk_stack(None):
         module = frame.f_globals["__name__"]
-        if module in ("train", "msfn", "plumbing.packing", "plumbing.processes"):
+        if module in ("train", "data", "msfn", "plumbing.packing", "plumbing.processes"):
             return f"{module} {frame.f_code.co_name}"
 
 
@@ -149,12 +150,12 @@ def test_a_run_stopped_and_resumed_on_a_gpu_is_that_on_the_cpu(tmp_path, monkeyp
 
 
 EDITS = [
-    ("refused", train, "to_device", "y=batch.y.to(**move), ", ""),
+    ("refused", data.Batch, "to", "self.y.to(**move)", "self.y"),
     ("refused", msfn, "attention_mask", ", device=video.device", ""),
     ("refused", msfn.LSTMs, "forward", ", device=X.device", ""),
     ("refused", packing.Packed, "forward", ".to(input_ids.device)", ""),
     ("refused", packing, "where_it_stands", ", device=sentence.device", ""),
-    ("noted", train, "to_device", ', "non_blocking": device.type == "cuda"', ""),
+    ("noted", data.Batch, "to", ', "non_blocking": device.type == "cuda"', ""),
     ("noted", msfn.MSFN, "rows_with", ".to(**move)", ""),
     ("noted", msfn.MSFN, "losses", "task_loss(y,", "task_loss(y[y < 9],"),
     ("noted", train, "train_step", "optimizer.step()", "optimizer.step(), losses[0].item()"),
