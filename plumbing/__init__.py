@@ -14,17 +14,13 @@ class UserError(Exception):
     """Something that the user can mend, said in one clear sentence; exit code 2."""
 
     def __init__(self, sentence: str):
-        super().__init__(without_control(sentence))
+        super().__init__(printable(sentence, 1000))
 
 
-def without_control(text: str) -> str:
-    """The text without what moves a cursor or is half a character."""
+def printable(text: str, limit: int = 200) -> str:
+    """The start of what a file or a library says, without what moves a cursor."""
+    text = text if len(text) <= limit else f"{text[: limit - 1]}…"
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-
-
-def printable(text: str) -> str:
-    """At most 200 characters of what a file or a library says, none of which moves a cursor."""
-    return without_control(text if len(text) <= 200 else f"{text[:199]}…")
 
 
 def first_line(error: BaseException) -> str:
@@ -65,7 +61,7 @@ def run(main, *arguments) -> int:
         return failed("stopped; train.py --resume RUN goes on after a run's last epoch", 130)
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or re.search("out of memory|allocate memory", str(error)):
-            return failed("error: out of memory: try a smaller --batch-size, or --amp bf16")
+            return failed("error: out of memory: try a smaller --batch-size or --d, or --amp bf16")
         raise
     except OSError as error:  # `| head` and `> /dev/full`: nobody hears what is printed
         with suppress(OSError, AttributeError):

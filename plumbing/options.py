@@ -9,7 +9,7 @@ from plumbing import UserError, printable
 
 
 def check(config):
-    """Each field has the type, or is one of the literals, that it says; no number is infinite or NaN.
+    """Each field has the type, or is one of the literals, that it says; no number is NaN or huge.
 
     What is typed and what is read back from a file meet the same test. Raises UserError.
     """
@@ -24,7 +24,7 @@ def check(config):
             raise refusal(name, value, f"of {names}")
         demand(config, name, lambda v: v != "", "some text")  # an unset variable of the shell
         if type(value) in (int, float):
-            demand(config, name, lambda n: abs(n) < 1e18, "a number below 1e18")  # NaN is not
+            demand(config, name, lambda n: abs(n) < 2**31, "a number below 2**31")  # NaN is not
 
 
 def demand(config, name: str, holds, what: str):
@@ -62,4 +62,6 @@ def parse(kind: type, presets: dict[str, dict], chosen_by: str, description: str
     first.add_argument(f"--{chosen_by}", default=parser.get_default(chosen_by))
     preset = getattr(first.parse_known_args(argv)[0], chosen_by)
     parser.set_defaults(**presets.get(preset, {}))
-    return parser.parse_args_into_dataclasses(argv)[0], None
+    typed = vars(parser.parse_args(argv))
+    del typed["resume"]
+    return kind(**typed), None
