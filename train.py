@@ -42,7 +42,6 @@ from plumbing import UserError, devices, encoders, explained, options, processes
 from plumbing.runs import RunFolder, read_json
 
 # ── Configuration: defaults < the data set's preset < what the user typed ─────────────────────────
-
 PRESETS = {  # the defaults are Table 1's column of MOSI; a BERT from scratch wants larger steps
     "mosi": {},
     "mosei": {"d": 256, "alpha": 0.4, "beta": 0.3, "gamma": 0.1, "batch_size": 16},
@@ -101,7 +100,6 @@ def read_config(path: Path) -> Config:
 
 
 # ── Metrics ───────────────────────────────────────────────────────────────────────────────────────
-
 COLUMNS = ("acc2_non0", "f1_non0", "acc2_has0", "f1_has0", "mae", "corr", "acc7", "acc5")
 # Tables 2 and 3. The paper does not name its Acc-2: its ICCN row equals ICCN's own non0 column.
 PAPER = {
@@ -210,14 +208,12 @@ def loader(segments: data.Segments, config: Config, epoch: int | None = None) ->
 def make_optimizer(run: Run, config: Config) -> torch.optim.Adam:
     """Adam for both sides of the game; the encoder may have a learning rate of its own."""
     encoder = {id(p) for p in run.encoder.parameters()}
-    rate = config.bert_learning_rate or config.learning_rate
+    slower = {"lr": config.bert_learning_rate or config.learning_rate}
     groups = []
     for group in run.model.parameter_groups():
         slow = [p for p in group["params"] if id(p) in encoder]
         rest = [p for p in group["params"] if id(p) not in encoder]
-        groups.append({**group, "params": rest})
-        if slow:
-            groups.append({**group, "params": slow, "lr": rate})
+        groups += [{**group, "params": rest}, {**group, "params": slow, **slower}]
     return torch.optim.Adam(groups, config.learning_rate, fused=run.device.type in ("cpu", "cuda"))
 
 
@@ -287,10 +283,9 @@ def train(config: Config, folder: RunFolder | None = None, build=MSFN, observe=N
     """
     run = prepare(config, build)
     if folder is None:
-        default = f"{config.dataset}-seed{config.seed}"
-        folder = RunFolder.create(config.runs, config.name, default)
-        pretrained = run.encoder.config, run.tokenizer
-        folder.describe(asdict(config), run.standardizer.to_dict(), *pretrained)
+        folder = RunFolder.create(config.runs, config.name, f"{config.dataset}-seed{config.seed}")
+        saved = run.standardizer.to_dict(), run.encoder.config, run.tokenizer
+        folder.describe(asdict(config), *saved)
     forward = processes.distribute(run.model, run.device)
     optimizer = make_optimizer(run, config)
     best = {"epoch": -1, "valid": dict.fromkeys(COLUMNS, math.inf)}
