@@ -12,7 +12,6 @@ JSON, tensors and plain containers: to read them back runs no code.
 """
 
 import json
-import os
 import shutil
 import zipfile
 from contextlib import contextmanager
@@ -31,10 +30,9 @@ def replacing(path: Path):
     """A temporary name to write to; renamed to `path` when it is whole. Raises UserError."""
     beside = path.with_name(path.name + ".tmp")
     try:
-        yield beside
-        beside.replace(path)
-    except (OSError, RuntimeError) as error:  # torch.save says RuntimeError of a full disk
-        raise UserError(f"{path} cannot be written, what was there is kept: {error}") from None
+        with explained(f"{path} cannot be written, what was there is kept"):  # of a full disk
+            yield beside  # torch says RuntimeError, tokenizers Exception
+            beside.replace(path)
     finally:
         shutil.rmtree(beside, ignore_errors=True) if beside.is_dir() else beside.unlink(True)
 
@@ -166,5 +164,5 @@ def _make(runs: Path, name: str | None, default: str) -> Path | UserError:
         except FileExistsError:
             continue
         except (OSError, ValueError) as error:  # ValueError: a name with a surrogate or a NUL
-            return UserError(f"{os.fsencode(runs / each)!r} cannot be made: {error}")
+            return UserError(f"{runs / each} cannot be made: {error}")
     return UserError(f"{runs / names[0]} exists already; choose another --name")
