@@ -17,10 +17,14 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
+    logging,
 )
 
 from plumbing import explained, fetch, regular
 from plumbing.packing import Packed
+
+logging.set_verbosity_error()  # tables and bars; what matters in them is said in a sentence
+logging.disable_progress_bar()
 
 SMALL = "small"  # the name of a BERT of 2 layers of width 64 with random weights
 SMALL_TOKENS = 64  # of a text
@@ -42,7 +46,11 @@ def pretrained(name: str, texts: list[list[str]]) -> tuple[nn.Module, PreTrained
     folder = fetch.encoder(name)
     with explained(f"--bert {name}: no encoder can be loaded"):
         only_regular(folder)
-        encoder = AutoModel.from_pretrained(folder, trust_remote_code=False)
+        known = {"trust_remote_code": False, "output_loading_info": True}
+        encoder, info = AutoModel.from_pretrained(folder, **known)
+        missing = [name for name in info["missing_keys"] if "pooler" not in name]
+        if missing:  # they would be random
+            raise ValueError(f"{len(missing)} of its weights are missing, such as {missing[0]}")
     return pack(encoder), load_tokenizer(folder, encoder)
 
 
