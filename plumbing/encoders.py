@@ -28,6 +28,7 @@ logging.disable_progress_bar()
 
 SMALL = "small"  # the name of a BERT of 2 layers of width 64 with random weights
 SMALL_TOKENS = 64  # of a text
+LONGEST = 512  # tokens of a text, whatever the encoder could take
 
 
 def pretrained(name: str, texts: list[list[str]]) -> tuple[nn.Module, PreTrainedTokenizerBase]:
@@ -140,6 +141,9 @@ def load_tokenizer(folder: str, encoder: nn.Module) -> PreTrainedTokenizerBase:
         tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
         if tokenizer.model_max_length < 3:
             raise ValueError(f"texts would be cut to {tokenizer.model_max_length} tokens")
+        longest = torch.full((1, min(tokenizer.model_max_length, LONGEST)), last)
+        with torch.no_grad():  # tried now: a wrong configuration must not end a run later
+            encoder.eval()(input_ids=longest, attention_mask=torch.ones_like(longest))
     return tokenizer
 
 
@@ -166,10 +170,10 @@ def plain(text: str) -> str:
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """Token ids of each text, at most min(tokenizer.model_max_length, 512): for training and
+    """Token ids of each text, at most min(tokenizer.model_max_length, LONGEST): for training and
     predicting alike. Says on stderr how many are that long. Raises UserError for a text that is no Unicode.
     """
-    limit = min(tokenizer.model_max_length, 512)
+    limit = min(tokenizer.model_max_length, LONGEST)
     with explained("a text cannot be tokenised"):
         kept = tokenizer([plain(t) for t in texts], truncation=True, max_length=limit)["input_ids"]
     if full := sum(len(ids) == limit for ids in kept):

@@ -11,22 +11,18 @@ import data
 from plumbing import UserError, fetch
 from plumbing.test_formats import mmsa
 
+MOSI, MOSEI = "mosi_unaligned_50.pkl", "mosei_unaligned_50.pkl"
+
 
 class Hub:
-    """What is on the hub, and what was asked for."""
+    """What is on the hub, MOSEI in 13 parts, and what was asked for."""
 
-    def __init__(self, folder):
-        whole, step = pickle.dumps(mmsa(), 5), 700
-        self.files = {"mosi_unaligned_50.pkl": pickle.dumps(mmsa()), "README.md": b""}
-        for k in range(13):
-            end = None if k == 12 else (k + 1) * step
-            self.files[f"mosei_unaligned_50/mosei_unaligned_50.pkl.part{k}"] = whole[k * step : end]
-        hashes = [
-            hashlib.sha256(x).hexdigest() for x in (self.files["mosi_unaligned_50.pkl"], whole)
-        ]
-        self.hashes = dict(
-            zip(("mosi_unaligned_50.pkl", "mosei_unaligned_50.pkl"), hashes, strict=True)
-        )
+    def __init__(self):
+        whole = pickle.dumps(mmsa(), 5)
+        step = len(whole) // 13 + 1
+        parts = {f"mosei_50/{MOSEI}.part{k}": whole[k * step : (k + 1) * step] for k in range(13)}
+        self.files = {MOSI: whole, "README.md": b"", f".cache/{MOSI}.metadata": b"no data", **parts}
+        self.hashes = dict.fromkeys((MOSI, MOSEI), hashlib.sha256(whole).hexdigest())
         self.error, self.asked = None, []
 
     def download(self, repo, patterns, kind="model", folder=None):
@@ -35,19 +31,14 @@ class Hub:
             raise self.error
         for name, content in self.files.items():
             if Path(name).match(patterns[0]):
-                path = folder / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(content)
-        (folder / ".cache" / "mosi_unaligned_50.pkl.metadata").parent.mkdir(
-            parents=True, exist_ok=True
-        )
-        (folder / ".cache" / "mosi_unaligned_50.pkl.metadata").write_text("not the data")
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_bytes(content)
         return folder
 
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    made = Hub(tmp_path)
+    made = Hub()
     monkeypatch.setattr(fetch, "download", made.download)
     monkeypatch.setattr(fetch, "SHA256", made.hashes)
     monkeypatch.chdir(tmp_path)
@@ -62,21 +53,21 @@ def test_a_file_is_fetched_once(hub, capsys):
     assert len(data.load("mosi")["train"]) == 6
     assert "the one that MMSA published" in capsys.readouterr().out
     assert data.load("mosi").path == str(Path("data/mosi_unaligned_50.pkl").resolve())
-    assert hub.asked == [fetch.HUB] and left() == {".lock", "mosi_unaligned_50.pkl"}
+    assert hub.asked == [fetch.HUB] and left() == {".lock", MOSI}
 
 
 def test_parts_are_joined_in_order(hub):
     assert len(data.load("mosei")["test"]) == 6
-    assert left() == {".lock", "mosei_unaligned_50.pkl"}
+    assert left() == {".lock", MOSEI}
 
 
 def test_a_file_with_another_hash_is_set_aside(hub):
-    right = hub.files["mosi_unaligned_50.pkl"]
-    hub.files["mosi_unaligned_50.pkl"] = right[:-1]
+    right = hub.files[MOSI]
+    hub.files[MOSI] = right[:-1]
     with pytest.raises(UserError, match="wrong, set aside, has SHA-256 [0-9a-f]{64}, but MMSA"):
         data.load("mosi")
     assert left() == {".lock", "mosi_unaligned_50.pkl.wrong"}
-    hub.files["mosi_unaligned_50.pkl"] = right
+    hub.files[MOSI] = right
     assert len(data.load("mosi")["train"]) == 6
 
 

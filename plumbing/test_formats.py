@@ -299,13 +299,6 @@ def test_each_fault_has_its_own_sentence(tmp_path, content, message):
     assert str(path) in str(caught.value) and str(caught.value).isprintable()
 
 
-def test_dev_and_valid_in_a_folder(tmp_path):
-    for name in ("train", "valid", "dev", "test"):
-        write(tmp_path / f"{name}.pkl", mmsa_split())
-    with pytest.raises(UserError, match="valid and dev: which of them"):
-        formats.read(tmp_path)
-
-
 def test_the_wrong_data_set(tmp_path):
     sizes = {"train": 1284, "valid": 229, "test": 686}
     path = write(tmp_path / "f", {s: mmsa_split(n, 1, prefix=s) for s, n in sizes.items()})
@@ -476,12 +469,6 @@ def test_what_is_no_value_is_missing():
     np.testing.assert_allclose(scale("a", x[0])[:, 0], [-(1.5**0.5), 0, 1.5**0.5, 0, 0, 0, 0])
 
 
-@given(st.floats(-1e6, 1e6, allow_subnormal=False).filter(bool))
-def test_a_constant_becomes_zero(value):
-    x = np.full((50, 7, 1), value)
-    assert not data.Standardizer.fit(split_of(x))("a", x[0]).any()
-
-
 @pytest.mark.parametrize("std", (1e-30, 1e-310, 1.0))
 def test_what_is_standardised_is_finite(std):
     x = np.array([[[-std], [std], [-std], [std]]])
@@ -521,24 +508,6 @@ def test_a_text_that_is_cut_is_said(capsys):
     assert "note: 2 texts " in capsys.readouterr().err
     segments(split)
     assert not capsys.readouterr().err
-
-
-def test_capitals_are_read_alike_in_files_and_when_predicting():
-    tokenizer = encoders.word_tokenizer(["GOOD MOVIE", "Bad movie"], 64)
-    assert len(tokenizer) == 7 and tokenizer.pad_token_id == 0
-    assert encoders.tokenize(tokenizer, ["GOOD MOVIE"]) == [[2, 5, 6, 3]]
-    assert encoders.tokenize(tokenizer, ["good movie", "Good film"]) == [[2, 5, 6, 3], [2, 1, 1, 3]]
-    split = split_of(np.ones((1, 1, 1)), text=["GOOD MOVIE"])
-    assert segments(split, tokenizer=tokenizer).tokens == [[2, 5, 6, 3]]
-
-
-def test_a_text_that_is_no_unicode_is_one_sentence(tmp_path):
-    tokenizer = encoders.word_tokenizer(["good"], 64)
-    with pytest.raises(UserError, match="a text cannot be tokenised: .*surrogate"):
-        encoders.tokenize(tokenizer, ["good", "good \ud800"])
-    with pytest.raises(UserError, match="holds no tokeniser") as caught:
-        encoders.load_tokenizer(str(tmp_path), None)
-    assert "\n" not in str(caught.value)
 
 
 drawn = st.integers(1, 80).flatmap(
@@ -622,11 +591,3 @@ def test_the_command_explains(tmp_path, capsys, monkeypatch):
     for words in ("(6, 4, 3) float32", "6 segments, 2 videos", "1 -inf", "0 to 4 frames", "LEAK"):
         assert words in said, words
     assert "a published file" in said and "3 columns of audio, 2 columns of vision" in said
-
-
-def test_the_command_fails_in_one_line(tmp_path, monkeypatch, capsys):
-    odd = write(tmp_path / "odd", mmsa() | {"train": {"audio": 3, "vision": None, "labels": {}}})
-    for path in (tmp_path / "absent", tmp_path, write(tmp_path / "f", [1]), odd):
-        assert command(monkeypatch, path) == 2
-        said = capsys.readouterr()
-        assert said.err.count("\n") == 1 and str(path) in said.err and not said.out
