@@ -13,6 +13,7 @@ import baselines  # puts the project's folder on the path
 import baselines_latent as latent
 import numpy as np
 import pytest
+import rates
 import tables
 import torch
 from baselines import ROWS
@@ -84,10 +85,9 @@ def lengths_of(inputs):
 
 
 def alone(inputs, i):
-    """Segment i without its padding."""
-    return {
-        m: (values[i : i + 1, : max(1, n[i])], n[i : i + 1]) for m, (values, n) in inputs.items()
-    }
+    """Segment i without its padding; of an empty modality one step of zeros."""
+    one = some(inputs, [i])
+    return {m: (values[:, : max(1, n)] * (n > 0).int(), n) for m, (values, n) in one.items()}
 
 
 # ── TFN, LMF ──────────────────────────────────────────────────────────────────────────────────────
@@ -124,16 +124,19 @@ def test_lmf_is_tfn_times_a_tensor_of_low_rank(seed, R):
 def test_tfn_and_lmf_by_hand(row):
     """Each subnetwork by its own layers, one segment at a time; then the fusion, bound and bias."""
     model, (inputs, video, _) = made(row).eval(), segments(3, 4)
+    inputs["l"][1][1] = inputs["a"][1][2] = 0
     for name in ("b", "w"):
         if hasattr(model, name):
             getattr(model, name).data += 0.3
     subnets, fused = model.unimodal, []
     for i in range(4):
         one = alone(inputs, i)
-        h = {m: subnets.frames[m](one[m][0].mean(1)) for m in "av"}
-        ids = one["l"][0]
-        states = model.encoder(ids, attention_mask=torch.ones_like(ids)).last_hidden_state
-        h["l"] = subnets.text(subnets.lstm(states)[1][0][0])
+        h = {m: subnets.frames[m](one[m][0].mean(1) * bool(one[m][1])) for m in "av"}
+        ids, state = one["l"][0], torch.zeros(1, 128).double()
+        if one["l"][1]:
+            states = model.encoder(ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+            state = subnets.lstm(states)[1][0][0]
+        h["l"] = subnets.text(state)
         if row == "TFN (B)":
             s = model.f(baselines.tensor_fusion(h).flatten(1)).sigmoid()
             fused.append(6 * s.squeeze() - 3)
@@ -223,12 +226,17 @@ def test_cmd_by_numpy(seed, sizes):
 @given(seeds, st.tuples(*[st.integers(1, 5)] * 3))
 def test_overlap_by_loops(seed, sizes):
     N, d, e = sizes
-    X, Y = normal(seed, N, d), normal(seed + 1, N, e)
-    x, y = ([r / (r.norm() + 1e-6) for r in Z - Z.mean(0)] for Z in (X, Y))
+    X, Y = normal(seed, N, d).requires_grad_(), normal(seed + 1, N, e).requires_grad_()
+    x, y = ([r / (r.detach().norm() + 1e-6) for r in Z - Z.mean(0)] for Z in (X, Y))
     total = 0.0
     for i, j in itertools.product(range(d), range(e)):
         total += sum(x[b][i] * y[b][j] for b in range(N)) ** 2
-    close(baselines.overlap(X, Y), total / (d * e))
+    found, expected = baselines.overlap(X, Y), total / (d * e)
+    close(found, expected)
+    for one, other in zip(
+        *(torch.autograd.grad(z, (X, Y)) for z in (found, expected)), strict=True
+    ):
+        close(one, other, atol=1e-7)
     # never together: 0
     A = torch.cat([X, -X, torch.zeros(2 * N, d)])
     B = torch.cat([torch.zeros(2 * N, e), Y, -Y])
@@ -564,7 +572,7 @@ def test_static_rows_take_glove(few, tmp_path, monkeypatch, capsys):
     baselines.main(["LMF (static)", "--resume", str(tmp_path / "glove")])
     for row, wrong, why in (
         ("LMF (B)", argv, "need a BERT"),
-        ("LMF", argv, "the first word must be one of MFN (static)"),
+        ("LMF", argv, "the first word must be one of MSFN"),
         ("MISA (B)", ["--dataset", "synthetic", "--d", "7"], "--d must be even"),
     ):
         with pytest.raises(plumbing.UserError, match=re.escape(why)):
@@ -612,3 +620,17 @@ def test_a_table_has_each_row_beside_the_papers_and_its_settings(
     with pytest.raises(SystemExit):
         tables.main()
     assert "TFN is none of MSFN, without" in capsys.readouterr().err
+
+
+def test_every_row_has_a_grid_of_the_same_size_and_its_best_point_is_bold(tmp_path):
+    assert {len(rates.points(static)) for static in (True, False)} == {6}
+    for static in (True, False):
+        for point in rates.points(static):
+            assert not train.parse([*point, "--no-test"])[0].test
+    for (i, point), seed in itertools.product(enumerate(rates.points(True)), range(2)):
+        folder = rates.folder_of(tmp_path, "TFN (static)", point, seed)
+        folder.mkdir()
+        mae = 1 + (i - 2) ** 2 / 10 + seed / 5
+        plumbing.runs.write_json(folder / "results.json", {"epoch": i, "valid": {"mae": mae}})
+    said = rates.scores(tmp_path, ["TFN (static)"], True, range(2))
+    assert "| 1.200 (1, 1) | **1.100 (2, 2)** | 1.200 (3, 3) |" in said
