@@ -217,19 +217,31 @@ class MFN(Baseline):
         return self.G1(seen).sigmoid() * u + self.G2(seen).sigmoid() * self.U(c_hat).tanh()
 
     def forward(self, inputs: dict, video: Tensor | None = None) -> Prediction:
-        text = token_states(self.encoder, *inputs["l"])
-        B, T = text.shape[:2]
+        text = token_states(self.encoder, *inputs["l"]).to(self.f[0].weight.dtype)
         n = inputs["l"][1].clamp(min=1)
-        x = {"l": text} | {m: align(*inputs[m], n, T) for m in ("a", "v")}
-        h = {m: text.new_zeros(B, cell.hidden_size) for m, cell in self.cells.items()}
-        c, u = dict(h), text.new_zeros(B, self.U[-1].out_features)
-        for t in range(T):
-            there = (t < n.to(text.device))[:, None]  # a segment that is over keeps its state
-            new = {m: self.cells[m](x[m][:, t], (h[m], c[m])) for m in x}
-            c_new = {m: torch.where(there, new[m][1], c[m]) for m in x}
-            u = torch.where(there, self.remember(u, c, c_new), u)
-            h, c = {m: torch.where(there, new[m][0], h[m]) for m in x}, c_new
-        return Prediction(self.f(torch.cat([*h.values(), u], dim=1)).squeeze(1))
+        x = {"l": text} | {m: align(*inputs[m], n, text.shape[1]) for m in ("a", "v")}
+        # bf16 on a CPU compiles its kernels for each new size, and here each step has its own.
+        with torch.autocast(text.device.type, enabled=False):
+            end = self.read(x, n)
+        return Prediction(self.f(end).squeeze(1))
+
+    def read(self, x: dict[str, Tensor], n: Tensor) -> Tensor:
+        """[h_T^l; h_T^a; h_T^v; u_T] of each segment.  x[m]: (B, T, d_m), n: (B,) in 1..T"""
+        B, T = x["l"].shape[:2]
+        # The longest first: at step t the first k segments go on, the others keep what they have.
+        order = n.argsort(descending=True).to(x["l"].device)
+        going_on = (n[:, None] > torch.arange(T, device=n.device)).sum(0).tolist()
+        x = {m: values[order] for m, values in x.items()}
+        h = {m: x[m].new_zeros(B, cell.hidden_size) for m, cell in self.cells.items()}
+        c, u = dict(h), x["l"].new_zeros(B, self.U[-1].out_features)
+        for t, k in enumerate(going_on):
+            before = {m: c[m][:k] for m in x}
+            new = {m: self.cells[m](x[m][:k, t], (h[m][:k], before[m])) for m in x}
+            u_new = self.remember(u[:k], before, {m: new[m][1] for m in x})
+            h = {m: torch.cat([new[m][0], h[m][k:]]) for m in x}
+            c = {m: torch.cat([new[m][1], c[m][k:]]) for m in x}
+            u = torch.cat([u_new, u[k:]])
+        return torch.cat([*h.values(), u], dim=1)[order.argsort()]
 
 
 # ── MISA ──────────────────────────────────────────────────────────────────────────────────────────

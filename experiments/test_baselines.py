@@ -365,7 +365,8 @@ def moved_by(model, loss):
 def test_argf_what_each_term_moves():
     model, (inputs, video, y) = made("ARGF (B)"), segments(4, 7)
     inputs["v"][1][:3] = 0
-    losses = model.losses(model(inputs, video), y, lengths_of(inputs))
+    output = model(inputs, video)
+    losses = model.losses(output, y, lengths_of(inputs))
     e = {"encoders", "encoder"}
     assert moved_by(model, losses.task) == {"graph", "g"}
     assert moved_by(model, losses.unimodal) == e | {"classifier"}
@@ -561,6 +562,8 @@ def test_static_rows_take_glove(few, tmp_path, monkeypatch, capsys):
     zero, was, superb = [0.0] * 3, [0.5, -1, 0.2], [1.0, 2, 3]
     close(found[0], torch.tensor([zero, zero, zero, was, superb, zero]))
     close(found[1], torch.zeros(3, 3))
+    masked = encoder(torch.tensor(ids[:1]), torch.zeros(1, 6)).last_hidden_state
+    close(masked, torch.zeros(1, 6, 3))
     assert "vectors of 2 of" in capsys.readouterr().out
     monkeypatch.setattr(train.data, "load", lambda *_: few)
     argv = f"--dataset synthetic --d 6 --epochs 1 --runs {tmp_path} --vectors {file}".split()
