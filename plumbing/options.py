@@ -55,6 +55,8 @@ def parse(kind: type, presets: dict[str, dict], chosen_by: str, description: str
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     resumed, others = first.parse_known_args(argv)
+    if resumed.resume == []:  # what argparse makes of --resume=--
+        parser.error("--resume takes the folder of a run")
     if resumed.resume is not None and others and "-h" not in others and "--help" not in others:
         parser.error(f"--resume takes no other option, not {others[0]}")
     if resumed.resume is not None and not others:

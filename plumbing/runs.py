@@ -29,12 +29,20 @@ from plumbing.processes import RANK, from_first, wait_for_all
 def replacing(path: Path):
     """A temporary name to write to; renamed to `path` when it is whole. Raises UserError."""
     beside = path.with_name(path.name + ".tmp")
+    _remove(beside)  # what a killed run left
     try:
         with explained(f"{path} cannot be written, what was there is kept"):  # of a full disk
             yield beside  # torch says RuntimeError, tokenizers Exception
             beside.replace(path)
     finally:
-        shutil.rmtree(beside, ignore_errors=True) if beside.is_dir() else beside.unlink(True)
+        _remove(beside)
+
+
+def _remove(path: Path):
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write(path: Path, content: bytes):

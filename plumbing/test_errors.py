@@ -67,7 +67,12 @@ TYPOS = {
     "--name=": "--name must be some text",
     "--d 9999999999": "2**31",
 }
-TYPOS |= {"--resume=": "no folder of a run", "--resume x --d 1": "no other option", "--d x": "--d"}
+TYPOS |= {
+    "--resume=": "no folder of a run",
+    "--resume x --d 1": "no other option",
+    "--resume=--": "folder of",
+    "--d x": "--d",
+}
 
 
 @pytest.mark.parametrize("argv, words", TYPOS.items())

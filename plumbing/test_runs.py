@@ -203,6 +203,13 @@ def test_a_damaged_log_does_not_stop_a_run(stopped, whole, tmp_path):
     assert path.read_bytes()[1:].count(b"\n") == 3 and path.read_bytes()[0] == 255
 
 
+def test_what_a_killed_run_left_is_replaced(stopped, whole, tmp_path):
+    folder = Path(shutil.copytree(stopped, tmp_path / "run"))
+    os.mkfifo(folder / "checkpoint.pt.tmp")
+    assert resume(folder) == 0
+    assert_same(folder, whole)
+
+
 @pytest.mark.parametrize("name", ["config.json", "checkpoint.pt", "metrics.jsonl"])
 def test_a_pipe_in_a_run_is_not_opened(name, stopped, tmp_path, capsys):
     folder = Path(shutil.copytree(stopped, tmp_path / "run"))
