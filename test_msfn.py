@@ -209,6 +209,42 @@ def test_one_optimiser_plays_both_sides(form):
         assert sign * (getattr(after, term) - getattr(before, term)).item() > 0
 
 
+@given(seeds, st.lists(st.integers(0, 5), min_size=3, max_size=3))
+def test_gradient_penalty_sample_by_sample(seed, sizes):
+    """The mean of ‖∇_h z‖² over the samples of all pairs (m, k) of modalities that have some."""
+    torch.manual_seed(seed)
+    D = {m: msfn.Discriminator(4).double() for m in MODALITIES}
+    h = {m: normal(seed, n, 4) for m, n in zip(MODALITIES, sizes, strict=True)}
+    squares = []
+    for m in (m for m in MODALITIES if len(h[m])):
+        for row in torch.cat(list(h.values())):
+            slope = torch.autograd.functional.jacobian(lambda r, m=m: D[m](r[None])[0], row)
+            squares.append(sum(float(s) ** 2 for s in slope))
+    close(msfn.gradient_penalty(D, h), sum(squares) / max(len(squares), 1))
+    new = dict(zip("avl", "vla", strict=True))  # a relabelling permutes
+    renamed = [{new[m]: part[m] for m in MODALITIES} for part in (D, h)]
+    close(msfn.gradient_penalty(*renamed), msfn.gradient_penalty(D, h))
+
+
+def test_gradient_penalty_of_linear_and_constant_discriminators():
+    h, w = features(9), {m: normal(i, 4) for i, m in enumerate(MODALITIES)}
+    linear = {m: lambda h, m=m: h @ w[m] + 1 for m in w}
+    close(msfn.gradient_penalty(linear, h), sum(v @ v for v in w.values()) / 3)
+    assert msfn.gradient_penalty({m: lambda h: 0 * h.sum(1) + 7 for m in w}, h) == 0
+
+
+def test_the_discriminators_alone_pay_the_penalty():
+    """ρ changes the gradient of the side that ascends, and no other."""
+    slopes = []
+    for rho in (0.0, 3.0):
+        model = small_model(penalty=rho).eval()
+        output_and_losses(model)[1].total.backward()
+        slopes.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    for name, printed in slopes[0].items():
+        pays = "discriminators" in name and "weight" in name  # a bias moves no slope
+        assert torch.equal(printed, slopes[1][name]) != pays, name
+
+
 # ── Eqs. 9, 10: triplet loss ──────────────────────────────────────────────────────────────────────
 
 
@@ -375,11 +411,14 @@ def output_and_losses(model, batch=None):
     return output, model.losses(output, batch.y, lengths_of(batch))
 
 
-@given(floats(0, 9), floats(0, 9), floats(0, 9))
-def test_total_loss_by_hand(alpha, beta, gamma):
-    """Eq. 16; a weight of 0 takes its term out, which is a row of Table 4."""
-    _, losses = output_and_losses(small_model(alpha=alpha, beta=beta, gamma=gamma).eval())
-    terms = alpha * losses.adversarial + beta * losses.distance + gamma * losses.reconstruction
+@given(floats(0, 9), floats(0, 9), floats(0, 9), st.sampled_from([0.0, 3.0]))
+def test_total_loss_by_hand(alpha, beta, gamma, rho):
+    """Eq. 16; a weight of 0 takes its term out, which is a row of Table 4; ρ is not the paper's."""
+    model = small_model(alpha=alpha, beta=beta, gamma=gamma, penalty=rho).eval()
+    out, losses = output_and_losses(model)
+    h = {m: out.h[m][n > 0] for m, n in lengths_of(small_batch()).items()}
+    game = losses.adversarial - rho / 2 * msfn.gradient_penalty(model.discriminators, h)
+    terms = alpha * game + beta * losses.distance + gamma * losses.reconstruction
     close(losses.total, losses.task + terms, atol=1e-4)
 
 
