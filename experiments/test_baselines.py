@@ -373,6 +373,11 @@ def test_argf_what_each_term_moves():
     assert moved_by(model, losses.reconstruction) == e | {"decoders"}
     assert moved_by(model, losses.fooling) == {"encoders"}
     assert moved_by(model, losses.discriminator) == {"discriminator"}
+    # x_l is a fixed target: it feels the reconstruction through what is decoded alone
+    l, loss = "l", losses.reconstruction
+    (through,) = torch.autograd.grad(loss, output.decoded[l], retain_graph=True)
+    (expected,) = torch.autograd.grad(output.decoded[l], output.x[l], through, retain_graph=True)
+    close(torch.autograd.grad(loss, output.x[l], retain_graph=True)[0], expected)
     touched = torch.autograd.grad(
         losses.fooling, model.encoders["l"].parameters(), allow_unused=True
     )
@@ -479,6 +484,8 @@ def test_laws(row):
     static = isinstance(model.encoder, encoders.Static)
     assert static == ("(static)" in row)
     assert static != any(name.startswith("encoder.") for name in model.state_dict())
+    if static:
+        close(model.encoder.vectors, small_encoder().encoder.get_input_embeddings().weight)
     # a batch of one, with all and with nothing in it
     for batch in (some(inputs, [4]), segments(1, 1, {m: [0] for m in MODALITIES})[0]):
         output = model(batch, video[:1])
