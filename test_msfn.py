@@ -746,9 +746,9 @@ def test_presets_are_table_1_and_what_is_typed_beats_them():
         ("--dataset synthetic --epochs 0", "epochs"),
         ("--dataset synthetic --bert-learning-rate -1", "bert-learning-rate"),
         ("--dataset synthetic --learning-rate nan", "learning-rate"),
+        ("--dataset synthetic --alpha -1", "alpha"),
         ("--resume nowhere", "nowhere"),
         ("--resume nowhere --d 8", "--d"),
-        ("--dataset imdb", "imdb"),
     ],
 )
 def test_what_a_user_does_wrong_ends_in_one_sentence(argv, said, tmp_path, monkeypatch, capsys):

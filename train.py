@@ -77,6 +77,8 @@ class Config(MSFNConfig):
             options.demand(self, name, lambda n: n >= 1, "at least 1")
         for name in ("learning_rate", "bert_learning_rate", "clip"):
             options.demand(self, name, lambda r: r > 0, "positive")
+        for name in ("alpha", "beta", "gamma", "penalty", "margin"):
+            options.demand(self, name, lambda w: w >= 0, "at least 0")
         options.demand(self, "dropout", lambda p: 0 <= p < 1, "at least 0 and below 1")
         options.demand(self, "seed", lambda n: 0 <= n < 2**30, "in 0 … 2**30 − 1")
         options.demand(self, "modalities", lambda m: m and set(m) <= set("avl"), "letters of avl")
