@@ -459,11 +459,14 @@ class MSFN(nn.Module):
     def parameter_groups(self) -> list[dict]:
         """Eqs. 5–8, both sides for one optimiser: discriminators ascend L, everything else descends.
 
-        Of L's four terms L^a alone depends on the discriminators, so they ascend α L^a.
+        Of L's four terms L^a alone depends on the discriminators, so they ascend α L^a. With the
+        penalty they do so without Adam's momentum, under which the game still circles.
         """
-        adversary = list(self.discriminators.parameters())
+        adversary = {"params": list(self.discriminators.parameters()), "maximize": True}
+        if self.config.penalty:
+            adversary["betas"] = (0.0, 0.999)
         rest = [p for n, p in self.named_parameters() if not n.startswith("discriminators.")]
-        return [{"params": rest}, {"params": adversary, "maximize": True}]
+        return [{"params": rest}, adversary]
 
     @staticmethod
     def rows_with(lengths: dict[str, Tensor], like: Tensor) -> dict[str, Tensor]:
