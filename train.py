@@ -32,6 +32,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
@@ -63,6 +64,7 @@ class Config(MSFNConfig):
     batch_size: int = option(64, "segments in a batch")
     epochs: int = option(12, "epochs at most")
     patience: int = option(5, "stop after so many epochs without a better valid MAE")
+    average: float = option(0.0, "evaluate a running mean of the weights; its decay a step")
     clip: float = option(1.0, "largest gradient norm of each side of the game")
     seed: int = option(0, "seed of weights, dropout and batches")
     amp: Literal["auto", "off", "bf16"] = option("auto", "bf16 in the forward pass; auto: on CUDA")
@@ -79,7 +81,8 @@ class Config(MSFNConfig):
             options.demand(self, name, lambda r: r > 0, "positive")
         for name in ("alpha", "beta", "gamma", "penalty", "margin"):
             options.demand(self, name, lambda w: w >= 0, "at least 0")
-        options.demand(self, "dropout", lambda p: 0 <= p < 1, "at least 0 and below 1")
+        for name in ("dropout", "average"):
+            options.demand(self, name, lambda p: 0 <= p < 1, "at least 0 and below 1")
         options.demand(self, "seed", lambda n: 0 <= n < 2**30, "in 0 … 2**30 − 1")
         options.demand(self, "modalities", lambda m: m and set(m) <= set("avl"), "letters of avl")
         for name in ("data", "labels", "bert"):  # a resumed run finds them from anywhere
@@ -288,31 +291,37 @@ def train(config: Config, folder: RunFolder | None = None, build=MSFN, observe=N
         folder = RunFolder.create(config.runs, config.name, f"{config.dataset}-seed{config.seed}")
         saved = run.standardizer.to_dict(), run.encoder.config, run.tokenizer
         folder.describe(asdict(config), *saved)
-    forward = processes.distribute(run.model, run.device)
     optimizer = make_optimizer(run, config)
+    shown, kept = run, nn.ModuleList([run.model])  # what is evaluated; what a checkpoint holds
+    if config.average:
+        average = AveragedModel(run.model, multi_avg_fn=get_ema_multi_avg_fn(config.average))
+        optimizer.register_step_post_hook(lambda *_: average.update_parameters(run.model))
+        shown = run._replace(model=average.module)
+        kept.append(average)
+    forward = processes.distribute(run.model, run.device)
     best = {"epoch": -1, "valid": dict.fromkeys(COLUMNS, math.inf)}
     start = {"epoch": 0, "best": best, "data": run.fingerprint}
-    progress = folder.load_checkpoint(run.model, optimizer, start)
+    progress = folder.load_checkpoint(kept, optimizer, start)
     if progress["data"] != run.fingerprint:
         raise UserError(f"{config.data} is no longer the file that {folder.path} was begun with")
     epoch, best = progress["epoch"], progress["best"]
     while epoch < config.epochs and epoch - best["epoch"] <= config.patience:
         begun = time.perf_counter()
         losses = train_epoch(run, forward, optimizer, config, epoch)
-        valid = metrics(*predict(run, run.segments["valid"], config))
+        valid = metrics(*predict(shown, run.segments["valid"], config))
         if not math.isfinite(valid["mae"]):
             raise UserError(f"valid MAE is {valid['mae']} after epoch {epoch}: stopped")
         seconds = time.perf_counter() - begun
         entry = {"epoch": epoch, "seconds": seconds, "train": losses, "valid": valid}
         if observe:
-            entry["observed"] = observe(run, config)
+            entry["observed"] = observe(shown, config)
         folder.log(entry)
         if valid["mae"] < best["valid"]["mae"]:
             best = {"epoch": epoch, "valid": valid}
-            folder.keep_weights(run.model)
+            folder.keep_weights(shown.model)
         epoch += 1
         progress = {**start, "epoch": epoch, "best": best}
-        folder.save_checkpoint(run.model, optimizer, progress)
+        folder.save_checkpoint(kept, optimizer, progress)
         print(epoch_line(config, entry), flush=True)  # last: a console can fail
     folder.load_weights(run.model)
     results = {**best, "dataset": config.dataset, "seed": config.seed}

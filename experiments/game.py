@@ -1,17 +1,18 @@
-"""L^a alone: do the generators meet? Eqs. 4–8 on fixed features, and nothing else.
+"""L^a alone: do the modalities meet? Eqs. 4–8 on fixed features, and nothing else.
 
-    python experiments/game.py                                              # synthetic data
-    python experiments/game.py --momentum 0 -- --adversarial bounded
-    python experiments/game.py -- --dataset mosi --data FILE --bert FOLDER
+    python experiments/game.py --figure game.png                            # synthetic data
+    python experiments/game.py -- --dataset mosi --learning-rate 1e-3 --data FILE --bert FOLDER
 
 x (Eqs. 1–3) is computed once, by the untrained model; then generators and discriminators alone play on
-it, on random batches of each modality. Measured on valid's h: probe, CMD and spread as in
-similarity.py; gap, the mean distance between the modalities' means; D(real) and D(fake). What follows
-`--` goes to train.py as it is.
+it, on random batches of each modality: both forms of Eqs. 5–7, each with and without the gradient
+penalty, over seeds. Measured on valid's h: probe, CMD and spread as in similarity.py; gap, the mean
+distance between the modalities' means; D(real) and D(fake). The figure shows gap and probe over the
+steps; it needs matplotlib. What follows `--` goes to train.py as it is.
 """
 
+import copy
+import itertools
 import sys
-from itertools import combinations
 
 import numpy as np
 import tables  # puts the project's folder on the path
@@ -21,57 +22,120 @@ from torch.nn.utils import clip_grad_norm_
 
 import plumbing
 import train
-from msfn import adversarial_loss
+from msfn import MSFN, adversarial_loss, gradient_penalty
 
-SHOWN = (250, 500, 1000, 2000, 5000, 10000, 20000, 50000)  # steps
+FORMS, PENALTIES = ("literal", "bounded"), (0.0, 1.0, 10.0, 100.0)
+STEPS = (0, 50, 100, 250, 500, 1000, 2000, 4000, 8000, 16000, 32000)  # at which one looks
+NAMES = ("probe", "CMD", "gap", "spread", "D(real)", "D(fake)")
 
 
-def logits(run: train.Run, h: dict) -> dict[str, dict]:
+def logits(model: MSFN, h: dict) -> dict[str, dict]:
     """[m][k]: D_m(h_k) before its sigmoid"""
-    return {m: {k: run.model.discriminators[m](h[k]) for k in h} for m in h}
+    return {m: {k: model.discriminators[m](h[k]) for k in h} for m in h}
 
 
 @torch.no_grad()
-def look(run: train.Run, found: dict[str, dict]) -> list[str]:
-    """One row of the table."""
-    run.model.eval()
-    h = {m: run.model.generators[m](x) for m, x in found["x"].items()}
+def look(model: MSFN, found: dict[str, dict]) -> list[float]:
+    """What is named in NAMES."""
+    model.eval()
+    h = {m: model.generators[m](x) for m, x in found["x"].items()}
     means = [v.mean(0) for v in h.values()]
-    gap = np.mean([float((one - two).norm()) for one, two in combinations(means, 2)])
+    gap = np.mean([float((a - b).norm()) for a, b in itertools.combinations(means, 2)])
     spread = np.mean([float((v - v.mean(0)).norm(dim=1).mean()) for v in h.values()])
-    z = logits(run, h)
+    z = logits(model, h)
     real = np.mean([float(z[m][m].sigmoid().mean()) for m in h])
     fake = np.mean([float(z[m][k].sigmoid().mean()) for m in h for k in h if k != m])
-    numbers = (probe(h, found["video"]), mean_cmd(h), gap, spread, real, fake)
-    return [f"{number:.2f}" for number in numbers]
+    return [probe(h, found["video"]), mean_cmd(h), gap, spread, real, fake]
+
+
+def play(model: MSFN, config: train.Config, x: dict, valid: dict, steps: int) -> list[list[float]]:
+    """One game from the model's weights, which it changes -> what `look` saw at each of STEPS"""
+    sides = model.generators, model.discriminators
+    groups = [{"params": side.parameters(), "maximize": side is sides[1]} for side in sides]
+    optimizer = torch.optim.Adam(groups, config.learning_rate, fused=True)
+    torch.manual_seed(config.seed)
+    seen = []
+    for step in range(steps + 1):
+        if step in STEPS:
+            seen.append(look(model, valid))
+        model.train()
+        draw = {m: v[torch.randint(len(v), (config.batch_size,))] for m, v in x.items()}
+        h = {m: model.generators[m](v) for m, v in draw.items()}
+        value = adversarial_loss(logits(model, h), config.adversarial)
+        if config.penalty:
+            value = value - config.penalty / 2 * gradient_penalty(model.discriminators, h)
+        optimizer.zero_grad()
+        value.backward()
+        for side in sides:
+            clip_grad_norm_(side.parameters(), config.clip)
+        optimizer.step()
+    return seen
+
+
+def games(argv: list[str], seeds: int, steps: int) -> dict[tuple, np.ndarray]:
+    """{(form, ρ): (seeds, looks, names)}"""
+    settings = list(itertools.product(FORMS, PENALTIES))
+    seen = {setting: [] for setting in settings}
+    for seed in range(seeds):
+        config, _ = train.parse([*argv, "--seed", str(seed)])
+        run = train.prepare(config)
+        x, valid = embed(run, config, "train")["x"], embed(run, config)
+        for setting in settings:
+            config.adversarial, config.penalty = setting
+            model = copy.deepcopy(run.model)
+            seen[setting].append(play(model, config, x, valid, steps))
+    return {setting: np.array(found) for setting, found in seen.items()}
+
+
+def load_pyplot():
+    """matplotlib's. Raises UserError without it."""
+    with plumbing.explained("--figure needs matplotlib, pip install matplotlib"):
+        import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def draw(pyplot, seen: dict[tuple, np.ndarray], path: str):
+    """Above the gap, below the probe; left the printed form, right the bounded one: mean and seeds."""
+    figure, axes = pyplot.subplots(2, 2, figsize=(10, 7), sharex=True, sharey="row")
+    for (form, rho), found in seen.items():
+        steps = STEPS[: found.shape[1]]
+        for axis, name in zip(axes[:, FORMS.index(form)], ("gap", "probe"), strict=True):
+            values, colour = found[:, :, NAMES.index(name)], f"C{PENALTIES.index(rho)}"
+            axis.plot(steps, values.T, c=colour, lw=0.6, alpha=0.5)
+            label = f"ρ = {rho:g}" if rho else "ρ = 0, no penalty"
+            axis.plot(steps, values.mean(0), c=colour, lw=2, label=label)
+    for column, title in enumerate(("−log D(fake), as printed", "log(1 − D(fake)), bounded")):
+        axes[0, column].set(title=title, yscale="log")
+        axes[1, column].set(xlabel="step", xscale="symlog", ylim=(0, 1.03))
+    axes[0, 0].set_ylabel("distance between the modalities' means")
+    axes[1, 0].set_ylabel("accuracy of a linear probe")
+    axes[0, 0].legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
 
 
 def main():
     parser = tables.parser(__doc__)
-    parser.add_argument("--steps", type=int, default=5000, help="of Adam (5000)")
-    parser.add_argument("--momentum", type=float, default=0.9, help="Adam's β₁ (0.9)")
+    parser.add_argument("--steps", type=int, default=4000, help="of Adam (4000)")
+    parser.add_argument("--seeds", type=int, default=3, help="0 … N-1 (3)")
+    parser.add_argument("--figure", metavar="PNG", help="draw gap and probe over the steps")
     typed = parser.parse_args()
+    pyplot = load_pyplot() if typed.figure else None
     argv = ["--dataset", "synthetic", *typed.options, "--device", "cpu"]
-    config, _ = train.parse(argv)
-    run = train.prepare(config)
-    fixed, valid = embed(run, config, "train")["x"], embed(run, config)
-    sides = run.model.generators, run.model.discriminators
-    groups = [{"params": side.parameters(), "maximize": side is sides[1]} for side in sides]
-    optimizer = torch.optim.Adam(groups, config.learning_rate, (typed.momentum, 0.999))
-    rows = [["0", *look(run, valid)]]
-    for step in range(1, typed.steps + 1):
-        run.model.train()
-        draw = {m: x[torch.randint(len(x), (config.batch_size,))] for m, x in fixed.items()}
-        h = {m: run.model.generators[m](x) for m, x in draw.items()}
-        optimizer.zero_grad()
-        adversarial_loss(logits(run, h), config.adversarial).backward()
-        for side in sides:
-            clip_grad_norm_(side.parameters(), config.clip)
-        optimizer.step()
-        if step in SHOWN or step == typed.steps:
-            rows.append([f"{step:,}", *look(run, valid)])
-    names = ["probe", "CMD", "gap", "spread", "D(real)", "D(fake)"]
-    print("", tables.markdown(["step", *names], rows), sep="\n")
+    seen = games(argv, typed.seeds, typed.steps)
+    rows = []
+    for (form, rho), found in seen.items():
+        for i, step in enumerate(STEPS[: found.shape[1]]):
+            if step in (1000, STEPS[found.shape[1] - 1]) or (step == 0 and not rows):
+                name = "before" if step == 0 else f"{form}, ρ = {rho:g}, step {step:,}"
+                numbers = zip(found[:, i].mean(0), found[:, i].std(0), strict=True)
+                rows.append([name, *(f"{mean:.2f} ± {std:.2f}" for mean, std in numbers)])
+    print("", tables.markdown([f"{typed.seeds} seeds", *NAMES], rows), sep="\n")
+    if typed.figure:
+        draw(pyplot, seen, typed.figure)
 
 
 if __name__ == "__main__":

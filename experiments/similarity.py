@@ -2,6 +2,7 @@
 
     python experiments/similarity.py runs/NAME ...              # before training, at the best epoch
     python experiments/similarity.py --train --dataset mosi     # train.py, measured at each epoch
+    python experiments/similarity.py --carry runs/NAME ...      # does one modality stand in for another?
 
 The paper says that L^a makes the modalities' features alike and that L^d keeps equal sentiment
 together, and shows neither. Of x (Eqs. 1–3) and of h (Eq. 4):
@@ -18,6 +19,10 @@ and over the triplets of Eq. 9 inside each modality, of h, or of x after --tripl
     d_ap, d_an  mean distances
 
 With --train they stand under "observed" in each line of metrics.jsonl.
+
+--carry reads the test split of finished runs, once each, at the best epoch: MAE and Corr of the model
+without one modality, and of a ridge regression from h_m to y that was fitted on train and that reads
+h_k. Where the modalities share a space, m → k comes near to k → k.
 """
 
 import sys
@@ -31,6 +36,7 @@ import torch.nn.functional as F
 from baselines import cmd
 from torch import Tensor
 
+import data
 import plumbing
 import train
 from msfn import MODALITIES, MSFN, sentiment_classes
@@ -135,6 +141,26 @@ def similarity(run: train.Run, config: train.Config) -> dict[str, float]:
     return result
 
 
+def carry(run: train.Run, config: train.Config) -> dict[str, tuple[float, float]]:
+    """{what was read: (MAE, Corr)} on test, for the model as it is."""
+    test, result = run.segments["test"], {}
+    for gone in config.modalities:
+        kept = config.modalities.replace(gone, "")
+        some = data.Segments(test.split, run.tokenizer, run.standardizer, kept)
+        result[f"without {gone}"] = train.predict(run, some, config)
+    fit, read = embed(run, config, "train"), embed(run, config, "test")
+    for m, h in fit["h"].items():
+        mean, X = h.mean(0), h - h.mean(0)
+        C = X.T @ X / len(X)
+        ridge = 0.1 * C.diagonal().mean() * torch.eye(len(C))
+        w = torch.linalg.solve(C + ridge, X.T @ fit["y"][m] / len(X))
+        for k, other in read["h"].items():
+            prediction = (other - mean) @ w + fit["y"][m].mean()
+            result[f"{m} → {k}"] = prediction.clamp(-3, 3).numpy(), read["y"][k].numpy()
+    found = {name: train.metrics(*pair) for name, pair in result.items()}
+    return {name: (values["mae"], values["corr"]) for name, values in found.items()}
+
+
 def before_and_after(folder: Path, measure) -> tuple[train.Run, train.Config, dict, dict]:
     """A run at its best epoch, and what measure(run, config) found before training and there.
 
@@ -149,23 +175,40 @@ def before_and_after(folder: Path, measure) -> tuple[train.Run, train.Config, di
     return run, config, before, measure(run, config)
 
 
-def main(folders: list[Path]):
+def print_table(corner: str, rows: dict[str, dict[str, str]]):
+    names = list(dict.fromkeys(name for found in rows.values() for name in found))
+    lines = [[row, *(found.get(name, "–") for name in names)] for row, found in rows.items()]
+    print(tables.markdown([corner, *(name.replace("_", " ") for name in names)], lines))
+
+
+def show_similarity(folders: list[Path]):
     rows = {}
     for folder in folders:
         _, _, before, after = before_and_after(folder, similarity)
-        rows |= {f"{folder.name}, before": before, f"{folder.name}, best epoch": after}
-    names = list(dict.fromkeys(name for found in rows.values() for name in found))
-    lines = [
-        [row, *(f"{found[n]:.3f}" if n in found else "–" for n in names)]
-        for row, found in rows.items()
-    ]
-    print(tables.markdown(["on valid", *(n.replace("_", " ") for n in names)], lines))
+        for when, found in (("before", before), ("best epoch", after)):
+            rows[f"{folder.name}, {when}"] = {n: f"{value:.3f}" for n, value in found.items()}
+    print_table("on valid", rows)
+
+
+def show_carry(folders: list[Path]):
+    rows = {}
+    for folder in folders:
+        run, config, *_ = before_and_after(folder, lambda *_: None)
+        found = carry(run, config)
+        rows[folder.name] = {n: f"{mae:.3f}, {corr:.3f}" for n, (mae, corr) in found.items()}
+    print_table("on test: MAE, Corr", rows)
+
+
+def main(words: list[str]):
+    if words[:1] == ["--train"]:
+        train.main(words[1:], MSFN, similarity)
+    elif words[:1] == ["--carry"] and words[1:]:
+        show_carry([Path(name) for name in words[1:]])
+    elif words and not words[0].startswith("-"):
+        show_similarity([Path(name) for name in words])
+    else:
+        sys.exit(__doc__)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--train"]:
-        sys.exit(plumbing.run(train.main, sys.argv[2:], MSFN, similarity))
-    elif len(sys.argv) == 1 or sys.argv[1].startswith("-"):
-        sys.exit(__doc__)
-    else:
-        sys.exit(plumbing.run(main, [Path(name) for name in sys.argv[1:]]))
+    sys.exit(plumbing.run(main, sys.argv[1:]))

@@ -225,15 +225,51 @@ def test_triplets_are_of_x_or_h_as_the_configuration_says():
     assert of_h["d_an"] != of_x["d_an"] and of_h["h_probe"] == of_x["h_probe"]
 
 
-def test_the_game_moves_generators_and_discriminators_alone(monkeypatch, capsys):
+def test_a_predictor_carries_over_where_the_modalities_share_a_space(trained, monkeypatch, capsys):
+    assert typed(monkeypatch, predict, trained[0]) == 0
+    without = {
+        line.split()[0][-1]: line.split()
+        for line in capsys.readouterr().out.splitlines()
+        if "without" in line
+    }
+    space = lambda y: y[:, None] * torch.arange(1.0, 5) + 0.1 * normal(1, len(y), 4)
+
+    def embed(run, config, split="valid"):
+        y = {m: normal(i, 30 + i) for i, m in enumerate("avl")}
+        return {"h": {m: space(-v if m == "v" else v) for m, v in y.items()}, "y": y}
+
+    monkeypatch.setattr(similarity, "embed", embed)
+    run, config, *_ = similarity.before_and_after(trained[0], lambda *_: None)
+    found = similarity.carry(run, config)
+    for m in "avl":
+        assert f"{found[f'without {m}'][0]:.3f}" == without[m][5]
+        for k in "avl":
+            sign = -1 if "v" in (m, k) and m != k else 1
+            assert sign * found[f"{m} → {k}"][1] > 0.95
+            assert (found[f"{m} → {k}"][0] < 0.2) == (sign > 0)
+
+
+def test_the_game_moves_generators_and_discriminators_alone(tmp_path, monkeypatch, capsys):
     seen = []
 
-    def look(run, found, look=game.look):
-        seen.append({name: p.detach().clone() for name, p in run.model.named_parameters()})
-        return look(run, found)
+    def look(model, found, look=game.look):
+        seen.append({name: p.detach().clone() for name, p in model.named_parameters()})
+        return look(model, found)
 
     monkeypatch.setattr(game, "look", look)
-    assert typed(monkeypatch, game, "--steps", 1, "--", "--d", 16) == 0
-    moved = {n.split(".")[0] for n, p in seen[0].items() if not torch.equal(p, seen[1][n])}
-    assert moved == {"generators", "discriminators"}
-    assert capsys.readouterr().out.count("\n| ") == 4  # head, rule, steps 0 and 1
+    monkeypatch.setattr(game, "STEPS", (0, 1))
+    monkeypatch.setattr(game, "PENALTIES", (0.0, 10.0))
+    argv = ["--steps", 1, "--seeds", 1, "--", "--d", 16]
+    assert typed(monkeypatch, game, *argv) == 0
+    starts, ends = seen[::2], seen[1::2]
+    for start, end in zip(starts, ends, strict=True):
+        assert all(torch.equal(p, starts[0][n]) for n, p in start.items())
+        moved = {n.split(".")[0] for n, p in start.items() if not torch.equal(p, end[n])}
+        assert moved == {"generators", "discriminators"}
+    judges = [{n: p for n, p in end.items() if n.startswith("disc")} for end in ends]
+    for one, two in itertools.combinations(judges, 2):  # form and penalty reach the game
+        assert any(not torch.equal(one[n], two[n]) for n in one)
+    assert capsys.readouterr().out.count("\n| ") == 2 + 1 + 4  # head, rule; before; four games
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert typed(monkeypatch, game, "--figure", tmp_path / "game.png") == 2
+    assert capsys.readouterr().err.startswith("error: --figure needs matplotlib")
