@@ -5,9 +5,10 @@
 
 x (Eqs. 1–3) is computed once, by the untrained model; then generators and discriminators alone play on
 it, on random batches of each modality: both forms of Eqs. 5–7, each with and without the gradient
-penalty, over seeds. Measured on valid's h: probe, CMD and spread as in similarity.py; gap, the mean
-distance between the modalities' means; D(real) and D(fake). The figure shows gap and probe over the
-steps; it needs matplotlib. What follows `--` goes to train.py as it is.
+penalty, over seeds. Measured on valid's h, with the mean of the last 100 steps' weights (`--average
+0.99`): probe, CMD and spread as in similarity.py; gap, the mean distance between the modalities'
+means; D(real) and D(fake). The figure shows gap and probe over the steps; it needs matplotlib. What
+follows `--` goes to train.py as it is.
 """
 
 import copy
@@ -19,13 +20,14 @@ import tables  # puts the project's folder on the path
 import torch
 from similarity import embed, mean_cmd, probe
 from torch.nn.utils import clip_grad_norm_
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import plumbing
 import train
 from msfn import MSFN, adversarial_loss, gradient_penalty
 
 FORMS, PENALTIES = ("literal", "bounded"), (0.0, 1.0, 10.0, 100.0)
-STEPS = (0, 50, 100, 250, 500, 1000, 2000, 4000, 8000, 16000, 32000)  # at which one looks
+STEPS = (0, 50, 100, 250, 500, 750, 1000, 1500, 2000, 4000, 8000, 16000)  # at which one looks
 NAMES = ("probe", "CMD", "gap", "spread", "D(real)", "D(fake)")
 
 
@@ -50,14 +52,13 @@ def look(model: MSFN, found: dict[str, dict]) -> list[float]:
 
 def play(model: MSFN, config: train.Config, x: dict, valid: dict, steps: int) -> list[list[float]]:
     """One game from the model's weights, which it changes -> what `look` saw at each of STEPS"""
-    sides = model.generators, model.discriminators
-    groups = [{"params": side.parameters(), "maximize": side is sides[1]} for side in sides]
-    optimizer = torch.optim.Adam(groups, config.learning_rate, fused=True)
+    optimizer = torch.optim.Adam(model.parameter_groups(), config.learning_rate, fused=True)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.average))
     torch.manual_seed(config.seed)
     seen = []
     for step in range(steps + 1):
         if step in STEPS:
-            seen.append(look(model, valid))
+            seen.append(look(average.module, valid))
         model.train()
         draw = {m: v[torch.randint(len(v), (config.batch_size,))] for m, v in x.items()}
         h = {m: model.generators[m](v) for m, v in draw.items()}
@@ -66,25 +67,27 @@ def play(model: MSFN, config: train.Config, x: dict, valid: dict, steps: int) ->
             value = value - config.penalty / 2 * gradient_penalty(model.discriminators, h)
         optimizer.zero_grad()
         value.backward()
-        for side in sides:
+        for side in model.generators, model.discriminators:
             clip_grad_norm_(side.parameters(), config.clip)
         optimizer.step()
+        average.update_parameters(model)
     return seen
 
 
-def games(argv: list[str], seeds: int, steps: int) -> dict[tuple, np.ndarray]:
-    """{(form, ρ): (seeds, looks, names)}"""
+def games(argv: list[str], seeds: int, steps: int) -> tuple[dict[tuple, np.ndarray], float]:
+    """{(form, ρ): (seeds, looks, names)}, and what a probe that guesses would reach"""
     settings = list(itertools.product(FORMS, PENALTIES))
     seen = {setting: [] for setting in settings}
     for seed in range(seeds):
         config, _ = train.parse([*argv, "--seed", str(seed)])
         run = train.prepare(config)
         x, valid = embed(run, config, "train")["x"], embed(run, config)
+        del run.model.embeddings  # they do not play, and to average them takes time
         for setting in settings:
             config.adversarial, config.penalty = setting
             model = copy.deepcopy(run.model)
             seen[setting].append(play(model, config, x, valid, steps))
-    return {setting: np.array(found) for setting, found in seen.items()}
+    return {setting: np.array(found) for setting, found in seen.items()}, 1 / len(x)
 
 
 def load_pyplot():
@@ -97,7 +100,7 @@ def load_pyplot():
     return pyplot
 
 
-def draw(pyplot, seen: dict[tuple, np.ndarray], path: str):
+def draw(pyplot, seen: dict[tuple, np.ndarray], chance: float, path: str):
     """Above the gap, below the probe; left the printed form, right the bounded one: mean and seeds."""
     figure, axes = pyplot.subplots(2, 2, figsize=(10, 7), sharex=True, sharey="row")
     for (form, rho), found in seen.items():
@@ -109,7 +112,9 @@ def draw(pyplot, seen: dict[tuple, np.ndarray], path: str):
             axis.plot(steps, values.mean(0), c=colour, lw=2, label=label)
     for column, title in enumerate(("−log D(fake), as printed", "log(1 − D(fake)), bounded")):
         axes[0, column].set(title=title, yscale="log")
-        axes[1, column].set(xlabel="step", xscale="symlog", ylim=(0, 1.03))
+        axes[1, column].set(xlabel="step", xlim=(0, steps[-1]), ylim=(0, 1.03))
+        axes[1, column].axhline(chance, c="grey", ls=":")
+        axes[1, column].annotate("chance", (0, chance), (4, 4), textcoords="offset points")
     axes[0, 0].set_ylabel("distance between the modalities' means")
     axes[1, 0].set_ylabel("accuracy of a linear probe")
     axes[0, 0].legend()
@@ -119,13 +124,13 @@ def draw(pyplot, seen: dict[tuple, np.ndarray], path: str):
 
 def main():
     parser = tables.parser(__doc__)
-    parser.add_argument("--steps", type=int, default=4000, help="of Adam (4000)")
+    parser.add_argument("--steps", type=int, default=2000, help="of Adam (2000)")
     parser.add_argument("--seeds", type=int, default=3, help="0 … N-1 (3)")
     parser.add_argument("--figure", metavar="PNG", help="draw gap and probe over the steps")
     typed = parser.parse_args()
     pyplot = load_pyplot() if typed.figure else None
-    argv = ["--dataset", "synthetic", *typed.options, "--device", "cpu"]
-    seen = games(argv, typed.seeds, typed.steps)
+    argv = ["--dataset", "synthetic", "--average", "0.99", *typed.options, "--device", "cpu"]
+    seen, chance = games(argv, typed.seeds, typed.steps)
     rows = []
     for (form, rho), found in seen.items():
         for i, step in enumerate(STEPS[: found.shape[1]]):
@@ -135,7 +140,7 @@ def main():
                 rows.append([name, *(f"{mean:.2f} ± {std:.2f}" for mean, std in numbers)])
     print("", tables.markdown([f"{typed.seeds} seeds", *NAMES], rows), sep="\n")
     if typed.figure:
-        draw(pyplot, seen, typed.figure)
+        draw(pyplot, seen, chance, typed.figure)
 
 
 if __name__ == "__main__":
