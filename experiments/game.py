@@ -117,7 +117,7 @@ def draw(pyplot, seen: dict[tuple, np.ndarray], chance: float, path: str):
         axes[1, column].annotate("chance", (0, chance), (4, 4), textcoords="offset points")
     axes[0, 0].set_ylabel("distance between the modalities' means")
     axes[1, 0].set_ylabel("accuracy of a linear probe")
-    axes[0, 0].legend()
+    axes[0, 1].legend(loc="center right")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 
