@@ -220,10 +220,11 @@ def test_gradient_penalty_of_linear_and_constant_discriminators():
 
 
 def test_the_discriminators_alone_pay_the_penalty():
-    """ρ changes the gradient of the side that ascends, and no other."""
+    """ρ changes the gradient of the side that ascends, and no other; and takes its momentum."""
     slopes = []
-    for rho in (0.0, 3.0):
+    for rho, betas in ((0.0, None), (3.0, (0.0, 0.999))):
         model = small_model(penalty=rho).eval()
+        assert [group.get("betas") for group in model.parameter_groups()] == [None, betas]
         output_and_losses(model)[1].total.backward()
         slopes.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
     for name, printed in slopes[0].items():

@@ -92,6 +92,22 @@ def test_a_killed_run_resumes_to_the_same_bits(number, whole, tmp_path):
         assert_same(tmp_path / "killed", whole)
 
 
+def test_averaged_weights_resume_to_the_same_bits(tmp_path, monkeypatch):
+    """The mean of the weights goes on where it stopped; the run itself does not see it."""
+    train.train(quick(tmp_path, name="whole", average=0.9))
+    train.train(quick(tmp_path, name="plain"))
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(train, "epoch_line", lambda *_: 1 // 0)
+        train.train(quick(tmp_path, name="stopped", average=0.9))
+    assert resume(tmp_path / "stopped") == 0
+    assert_same(tmp_path / "stopped", tmp_path / "whole")
+    both = [tmp_path / name for name in ("whole", "plain")]
+    weights = [(folder / "model.safetensors").read_bytes() for folder in both]
+    logs = [(folder / "metrics.jsonl").read_text().splitlines() for folder in both]
+    losses = [[json.loads(line)["train"] for line in log] for log in logs]
+    assert weights[0] != weights[1] and losses[0] == losses[1]
+
+
 FULL = OSError(28, "No space left on device"), RuntimeError("file write failed")
 
 
