@@ -73,8 +73,9 @@ def mosi_shaped(labels: Path, shapes: str, folder: Path) -> Path:
 def bert_base(tokenizer: str, folder: Path) -> Path:
     """A folder with a random BERT-base and the tokeniser of another encoder. Raises UserError."""
     torch.manual_seed(0)
-    BertModel(BertConfig()).save_pretrained(folder / "bert")
-    encoders.load_tokenizer(fetch.encoder(tokenizer)).save_pretrained(folder / "bert")
+    encoder = BertModel(BertConfig())
+    for part in (encoder, encoders.load_tokenizer(fetch.encoder(tokenizer), encoder)):
+        part.save_pretrained(folder / "bert")
     return folder / "bert"
 
 
@@ -127,7 +128,8 @@ def fuse(run: train.Run, config: train.Config, batch: data.Batch):
     h = torch.randn(len(batch.y), config.d, device=run.device, requires_grad=True)
     with devices.autocast(config.amp, run.device):
         mask = attention_mask(batch.video, config.attention)
-        prediction = run.model.predictor(*(run.model.attentions[m](h, mask) for m in MODALITIES))
+        attended = [run.model.attentions[m](h, mask) for m in MODALITIES]
+        prediction = run.model.predictor(torch.cat(attended, dim=-1))
     task_loss(batch.y, prediction.float()).backward()
 
 
@@ -153,7 +155,7 @@ def pad(batch: data.Batch, longest: dict[str, int]) -> data.Batch:
 def some_batches(run: train.Run, config: train.Config, number: int) -> list[data.Batch]:
     """The first batches of the first epoch, on the device."""
     loader = train.loader(run.segments["train"], config, epoch=0)
-    return [train.to_device(batch, run.device) for _, batch in zip(range(number), loader)]
+    return [batch.to(run.device) for _, batch in zip(range(number), loader)]
 
 
 def tokens(batch: data.Batch) -> int:
@@ -204,7 +206,7 @@ def compare(run: train.Run, config: train.Config, repeats: int) -> str:
         share("fusion", seconds["fusion"]),
         share("clipping and optimiser", seconds["optimiser"]),
         ["padded, float32, unfused / step", f"{np.median(seconds['padded'] / step):.2f}"],
-        ["real token positions", f"{100 * real_positions(batches, model.encoder):.1f} %"],
+        ["real token positions", f"{100 * real_positions(batches, run.encoder):.1f} %"],
         ["peak memory", f"{memory:.2f} GB"],
         ["of an epoch, outside the steps", f"{100 * outside(run, config, optimizer):.2f} %"],
     ]
@@ -253,7 +255,7 @@ def growth(run: train.Run, config: train.Config) -> str:
         work[f"{len(batch.y)} segments"] = batch
     few = next(iter(work.values()))
     for T in SIZES:
-        if run.model.encoder.config.max_position_embeddings >= T:
+        if run.encoder.config.max_position_embeddings >= T:
             what = f"{len(few.y)} segments of {T} tokens and {T} frames"
             work[what] = pad(few, dict.fromkeys(MODALITIES, T))
     rows, clock = [], Clock(run.device)
