@@ -186,6 +186,7 @@ EDITS = {  # of a checkpoint's content
     "no best": lambda s: s["progress"].update(best=None),
     "a best of text": lambda s: s["progress"]["best"]["valid"].update(mae="0.5"),
     "no progress": lambda s: s.update(progress={}),
+    "an object": lambda s: s["progress"].update(data=Path()),  # to load it would run what it names
     "nothing": lambda s: s.clear(),
 }
 
