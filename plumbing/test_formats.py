@@ -489,6 +489,7 @@ def test_collate_pads_on_the_right_and_only_as_needed(seed, modalities):
     rows = rng.integers(0, len(split), 5).tolist()
     batch = made.collate([made[i] for i in rows])
     assert batch.y.dtype == torch.float32 and batch.ids == [split.ids[i] for i in rows]
+    assert batch.y.tolist() == split.y[rows].tolist()
     for m, (x, lengths) in batch.inputs.items():
         assert x.dtype == (torch.int64 if m == "l" else torch.float32)
         assert lengths.dtype == torch.int64 and x.shape[1] == max(lengths.max(), 1)
