@@ -253,7 +253,10 @@ def bombs():
         f"doubled numbers {key}": file_of(doubled(b"I1\n", b"t"), **{key: b"g40\n"}) for key in keys
     }
     misa = words + b"(Vtrain\n((%b%bVv\ntld."
-    large = array(b"(I250000\nt", b"f4", raw_bytes(1_000_000)) + b"p5\n"
+    large = array(b"(I500\nI500\nt", b"f4", raw_bytes(1_000_000)) + b"p5\n"
+    thousand = {"raw_text": b"Va\n", "id": b"Va\n", "regression_labels": b"I1\n"}
+    thousand |= {"audio": b"g5\n", "vision": b"g5\n"}
+    thousand = {key: b"(" + each * 1000 + b"l" for key, each in thousand.items()}
     zeros = {
         f"{n}": b"(" + b"".join(b"I%d\n" % k for k in n) + b"t"
         for n in ((10**9, 0, 5), (2, 0, 10**8), (2, 10**9, 0), (10**18, 0, 10**18))
@@ -278,7 +281,7 @@ def bombs():
         "colliding keys": b"(" + b"".join(b"I%d\nN" % (k * prime) for k in range(1, 40_000)) + b"d.",
         "colliding memo": b"N" + b"".join(b"p%d\n" % (k * prime) for k in range(1, 40_000)) + b".",
         "one array as 1,000 labels": file_of(large, regression_labels=b"(" + b"g5\n" * 1000 + b"l"),
-        "one array as 1,000 segments": file_of(large, audio=b"(" + b"g5\n" * 1000 + b"l"),
+        "one array as 1,000 segments": file_of(large, **thousand),
         "one text 100,000 times": file_of(
             b"V" + b"x" * 400_000 + b"\np5\n", raw_text=b"(" + b"g5\n" * 100_000 + b"l"),
         "one text encoded 10,000 times": b"(V" + b"x" * 300_000 + b"\np5\n" + b"c_codecs\nencode\n(g5\nVlatin1\ntR" * 10_000 + b"l.",
