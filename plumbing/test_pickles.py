@@ -215,9 +215,11 @@ def test_half_a_surrogate_pair_is_refused(tmp_path, opcode, place):
         pickles.read(write(tmp_path / "f", b"\x80\x04" + place % opcode))
 
 
-def test_the_same_key_twice(tmp_path):
+def test_keys_are_text_and_none_is_there_twice(tmp_path):
     with pytest.raises(UserError, match="key train twice"):
         pickles.read(write(tmp_path / "f", {"train": 1, b"train": 2}))
+    with pytest.raises(UserError, match="a key that is not text"):
+        pickles.read(write(tmp_path / "f", {"train": {1: 2}}))
 
 
 # ── Bombs ─────────────────────────────────────────────────────────────────────────────────────────
