@@ -172,3 +172,17 @@ def test_it_bites(outcome, owner, name, old, new, tmp_path, monkeypatch):
     refusal = pytest.raises(RuntimeError, match="tensors on two devices")
     with refusal if outcome == "refused" else nullcontext():
         assert len(waits_of_a_step(tmp_path)) > len(WAITS)
+
+
+def test_bf16_changes_the_forward_pass_and_leaves_the_losses_in_float32(tmp_path):
+    logged = []
+    for amp in ("off", "bf16"):
+        config = quick(tmp_path, amp=amp)
+        run = train.prepare(config)
+        batch = next(iter(train.loader(run.segments["valid"], config)))
+        optimizer = train.make_optimizer(run, config)
+        step = train.train_step(run, run.model.eval(), optimizer, config, batch)
+        logged.append(torch.stack(list(step.values())))
+    exact, rough = logged
+    assert exact.dtype == rough.dtype == torch.float32 and not torch.equal(exact, rough)
+    torch.testing.assert_close(exact, rough, atol=0.05, rtol=0.05)
