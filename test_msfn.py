@@ -36,6 +36,7 @@ HERE = Path(__file__).resolve().parent
 
 seeds = st.integers(0, 2**31 - 1)
 forms = st.sampled_from(["literal", "bounded"])
+readings = st.sampled_from(["video", "batch", "segment"])
 floats = functools.partial(st.floats, allow_subnormal=False)  # train.prepare flushes those to 0
 sizes_lists = st.lists(st.integers(0, 5), min_size=3, max_size=3)  # of three modalities
 labels = st.lists(
@@ -337,8 +338,6 @@ def test_reconstruction_loss_by_loops(seed, sizes):
 
 
 # ── Eqs. 13–15: fusion ────────────────────────────────────────────────────────────────────────────
-
-readings = st.sampled_from(["video", "batch", "segment"])
 
 
 @given(seeds, st.lists(st.integers(-1, 2), min_size=1, max_size=6), readings)
@@ -727,13 +726,10 @@ def test_predictions_stand_in_the_order_of_the_split():
 def test_the_test_split_is_read_once_when_the_epoch_is_fixed(two_runs):
     """Item by item: train and valid in each of two epochs; then test."""
     _, (_, read), _ = two_runs
-    sizes = [900, 200, 900, 200, 200]
-    parts = [[read.pop(0) for _ in range(n)] for n in sizes]
-    for part, n, split in zip(
-        parts, sizes, ["train", "valid", "train", "valid", "test"], strict=True
-    ):
-        assert sorted(part) == [(split, i) for i in range(n)]
-    assert not read
+    items = iter(read)
+    for split, n in [("train", 900), ("valid", 200)] * 2 + [("test", 200)]:
+        assert sorted(itertools.islice(items, n)) == [(split, i) for i in range(n)]
+    assert not list(items)
 
 
 def test_a_search_does_not_read_the_test_split_and_logs_what_is_observed(tmp_path):
