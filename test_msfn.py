@@ -305,7 +305,7 @@ def test_triplet_loss_in_float32_far_from_the_origin():
     close(msfn.triplet_loss(h, y), terms.clamp(min=0).mean(), atol=1e-4)
 
 
-def test_distance_loss_is_the_mean_over_modalities():
+def test_distance_loss_by_loops():
     """Eq. 10, with modalities that hold different segments."""
     h = features(0)
     y = {m: torch.arange(len(h[m])) % 2 for m in h}
