@@ -356,13 +356,13 @@ class MSFNConfig:
     dropout: float = option(0.1, "Drop: dropout rate")
     pooling: Literal["mean", "cls"] = option("mean", "Eq. 3: one vector of BERT's last layer")
     lstm_width: int = option(64, "Eqs. 1, 2: width of each direction of the Bi-LSTM")
-    adversarial: Literal["literal", "bounded"] = option("literal", "Eqs. 5–7: form of the game")
+    adversarial: Literal["literal", "bounded"] = option("literal", "Eqs. 5–7: −log D, log(1 − D)")
     penalty: float = option(0.0, "ρ: weight of R, not in the paper, which lets the game converge")
     triplet_features: Literal["h", "x"] = option("h", "Eq. 9: distances between h_m or x_m")
     margin: float = option(1.0, "δ: margin of Eq. 9")
     classes: Literal["seven", "sign"] = option("seven", "Eq. 9: classes, Acc-7's or the sign")
     detach_target: bool = option(False, "Eq. 12: no gradient through the target x_m")
-    attention: Literal["video", "batch", "segment"] = option("video", "Eq. 13: what N is")
+    attention: Literal["video", "batch", "segment"] = option("video", "Eq. 13: attend within it")
     reduction: Literal["mean", "sum"] = option("mean", "Eqs. 9, 12, 15: the print has sums")
 
 
