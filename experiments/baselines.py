@@ -404,11 +404,12 @@ class Row(NamedTuple):
 
 
 # Batches of segments for what has no Eq. 13: those of whole videos hold two or three videos, and
-# BatchNorm, CMD and CCA are statistics of a batch.
+# BatchNorm, CMD and CCA are statistics of a batch. Text alone, too: within a segment Eq. 13 does
+# nothing, and what is left is a plain text model, the bar for all others.
 SEGMENTS = "--attention segment"
 ROWS = {
     "MSFN": Row(MSFN, False, ""),
-    "text only": Row(MSFN, False, "--modalities l --alpha 0 --beta 0 --gamma 0"),
+    "text only": Row(MSFN, False, f"{SEGMENTS} --modalities l --alpha 0 --beta 0 --gamma 0"),
     "MFN (static)": Row(MFN, True, f"{SEGMENTS} --learning-rate 1e-3"),
     "LMF (static)": Row(LMF, True, f"{SEGMENTS} --learning-rate 1e-3"),
     "TFN (static)": Row(TFN, True, f"{SEGMENTS} --learning-rate 1e-3"),
