@@ -9,6 +9,8 @@ together, and shows neither. Of x (Eqs. 1–3) and of h (Eq. 4):
 
     probe   accuracy of a fresh linear probe that tells the modalities apart on videos that it was
             not fitted on; chance is 1 / the number of modalities
+    lead    the same in the leading principal components alone, which hold 90 % of the variance:
+            are they alike where the features vary at all?
     cmd     central moment discrepancy of each two modalities, their mean (the paper's ref. 19)
     spread  mean distance of a modality's features from their mean: a gap closes also if all of
             them become one point
@@ -80,6 +82,16 @@ def probe(features: dict[str, Tensor], video: dict[str, Tensor]) -> float:
     return float(np.mean([_accuracy(X, name, fit) for fit in (odd, ~odd)]))
 
 
+def leading(features: dict[str, Tensor], share: float = 0.9) -> dict[str, Tensor]:
+    """The features in as many principal components, of all together, as hold `share` of the variance."""
+    mean = torch.cat(list(features.values())).mean(0)
+    centred = {m: v - mean for m, v in features.items()}
+    _, s, components = torch.linalg.svd(torch.cat(list(centred.values())), full_matrices=False)
+    held = s.square().cumsum(0) / s.square().sum()
+    some = components[: int((held < share).sum()) + 1]
+    return {m: v @ some.T for m, v in centred.items()}
+
+
 def _accuracy(X: Tensor, name: Tensor, fit: Tensor) -> float:
     """Of a probe fitted on the rows of `fit`, on the others: the mean over the names."""
     W = torch.zeros(X.shape[1], int(name.max()) + 1, requires_grad=True)
@@ -129,6 +141,7 @@ def similarity(run: train.Run, config: train.Config) -> dict[str, float]:
     for part in ("x", "h"):
         if len(found[part]) > 1:
             result[f"{part}_probe"] = probe(found[part], found["video"])
+            result[f"{part}_lead"] = probe(leading(found[part]), found["video"])
             result[f"{part}_cmd"] = mean_cmd(found[part])
         spread = [(v - v.mean(0)).norm(dim=1).mean() for v in found[part].values()]
         result[f"{part}_spread"] = float(np.mean(spread))

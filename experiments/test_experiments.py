@@ -238,6 +238,20 @@ def test_the_probe_tells_apart_what_is_apart_and_nothing_else():
     assert all(abs(similarity.probe(few, v) - 1 / 2) < 0.2 for v in (rows, unknown))
 
 
+def test_leading_components_hide_a_gap_where_nothing_varies_and_show_one_where_all_does():
+    wide = torch.tensor([1.0, 1.0, 1.0, 1e-3])
+    videos = dict.fromkeys("al", torch.arange(200) // 5)
+    for gap, found in ((0.1, 1 / 2), (30.0, 1)):
+        h = {"a": normal(1, 200, 4) * wide, "l": normal(2, 200, 4) * wide + torch.eye(4)[3] * gap}
+        kept = similarity.leading(h)
+        assert similarity.probe(h, videos) == 1
+        assert abs(similarity.probe(kept, videos) - found) < 0.1
+        together = torch.cat(list(kept.values()))
+        variance = torch.cat(list(h.values())).var(0).sum()
+        assert 0.9 <= together.var(0).sum() / variance <= 1
+        assert together.shape[1] == (3 if gap < 1 else 1)
+
+
 def test_triplets_are_of_x_or_h_as_the_configuration_says():
     run = train.prepare(quick())
     of_h, of_x = (similarity.similarity(run, quick(triplet_features=part)) for part in "hx")
