@@ -20,6 +20,7 @@ import tables  # puts the project's folder on the path
 
 import plumbing
 
+LONG = "--learning-rate 1e-3 --bert-learning-rate 1e-4 --average 0.99 --epochs 30 --patience 30"
 READINGS = {  # name: (what it reads, train.py's options)
     "default": ("Table 1", ""),
     "bounded": ("Eqs. 5–7: log(1 − D(fake))", "--adversarial bounded"),
@@ -47,8 +48,19 @@ READINGS = {  # name: (what it reads, train.py's options)
         "the same, Eq. 13 over the segment",
         "--modalities l --alpha 0 --beta 0 --gamma 0 --attention segment",
     ),
+    "long-0": ("30 epochs at 1e-3 but for BERT, a mean of the weights, α = 0", f"{LONG} --alpha 0"),
+    "alike": (
+        "the same, bounded, α = 1, ρ = 10",
+        f"{LONG} --adversarial bounded --alpha 1 --penalty 10",
+    ),
 }
-OBSERVED = {"x_probe": "probe x", "h_probe": "probe h", "x_cmd": "CMD x", "h_cmd": "CMD h"}
+OBSERVED = {
+    "x_probe": "probe x",
+    "h_probe": "probe h",
+    "h_lead": "lead h",
+    "x_cmd": "CMD x",
+    "h_cmd": "CMD h",
+}
 OBSERVED |= {"h_spread": "spread h"} | {n: n for n in ("violated", "d_ap", "d_an")}
 SIMILARITY = [str(tables.ROOT / "experiments" / "similarity.py"), "--train"]
 
