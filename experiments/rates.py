@@ -23,7 +23,7 @@ from plumbing.runs import read_json
 
 AXES = {  # by whether the row is static
     False: {"learning-rate": (1e-4, 3e-4, 1e-3), "bert-learning-rate": (3e-5, 1e-4)},
-    True: {"learning-rate": (1e-3, 3e-3, 1e-2), "dropout": (0.1, 0.3)},
+    True: {"learning-rate": (3e-3, 1e-2, 3e-2), "dropout": (0.1, 0.3)},
 }
 
 
