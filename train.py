@@ -62,7 +62,7 @@ class Config(MSFNConfig):
     learning_rate: float = option(1e-4, "r: learning rate")
     bert_learning_rate: float | None = option(None, "of BERT's weights; else r, as printed")
     batch_size: int = option(64, "segments in a batch")
-    epochs: int = option(12, "epochs at most")
+    epochs: int = option(20, "epochs at most")
     patience: int = option(5, "stop after so many epochs without a better valid MAE")
     average: float = option(0.0, "evaluate a running mean of the weights; its decay a step")
     clip: float = option(1.0, "largest gradient norm of each side of the game")
