@@ -749,7 +749,7 @@ def test_presets_are_table_1_and_what_is_typed_beats_them():
         assert tuple(getattr(config, name) for name in names) == values
     assert train.parse([])[0] == config
     ours = (config.lstm_width, config.epochs, config.patience, config.clip, config.bert)
-    assert ours == (64, 20, 5, 1.0, "google-bert/bert-base-uncased")
+    assert ours == (64, 30, 8, 1.0, "google-bert/bert-base-uncased")
     assert config.bert_learning_rate is None and config.modalities == "avl" and config.test
     assert all(getattr(config, name) == values[0] for name, values in CHOICES.items())
     typed, _ = train.parse(["--dataset", "mosei", "--batch-size", "8", "--no-test"])

@@ -4,8 +4,8 @@
     python experiments/rates.py --rows MSFN "text only" "TFN (B)" -- --data FILE --bert FOLDER
 
 Rates decide more than models do: what is built from scratch learns nothing at a rate that suits an
-encoder, and the other way round. So each row gets six points, the same seeds, up to 20 epochs and
-train.py's patience: rows that are fine-tuned the rate of the encoder and that of all else; static rows,
+encoder, and the other way round. So each row gets six points, the same seeds, up to 20 epochs
+and a patience of 5: rows that are fine-tuned the rate of the encoder and that of all else; static rows,
 whose encoder has no rate, their rate and dropout. No trial reads test. What follows `--` goes to train.py
 as it is; finished runs are not run again.
 """
@@ -68,7 +68,7 @@ def main():
             folder = folder_of(runs, row, point, seed)
             fixed = ["--dataset", typed.dataset, "--seed", str(seed), "--no-test"]
             own = ROWS[row].options.split()
-            work[folder] = ["--epochs=20", *typed.options, *fixed, *own, *point]
+            work[folder] = ["--epochs=20", "--patience=5", *typed.options, *fixed, *own, *point]
             scripts[folder] = [tables.BASELINES, row]
     tables.run_all(work, typed.jobs, scripts)
     for static in AXES:
