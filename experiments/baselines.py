@@ -407,7 +407,7 @@ class Row(NamedTuple):
 # BatchNorm, CMD and CCA are statistics of a batch. Text alone, too: within a segment Eq. 13 does
 # nothing, and what is left is a plain text model, the bar for all others.
 SEGMENTS = "--attention segment"
-ROWS = {  # rates and dropout: the best of each row's six on valid, by rates.py
+ROWS = {  # rates and dropout: the best on MOSI's valid split that rates.py found
     "MSFN": Row(MSFN, False, ""),
     "text only": Row(MSFN, False, f"{SEGMENTS} --modalities l --alpha 0 --beta 0 --gamma 0"),
     "MFN (static)": Row(MFN, True, f"{SEGMENTS} --learning-rate 1e-2 --dropout 0.3"),
