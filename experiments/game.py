@@ -47,7 +47,7 @@ def look(model: MSFN, found: dict[str, dict]) -> list[float]:
     z = logits(model, h)
     real = np.mean([float(z[m][m].sigmoid().mean()) for m in h])
     fake = np.mean([float(z[m][k].sigmoid().mean()) for m in h for k in h if k != m])
-    return [probe(h, found["video"]), mean_cmd(h), gap, spread, real, fake]
+    return [probe(h, found["video"]), float(mean_cmd(h)), gap, spread, real, fake]
 
 
 def play(model: MSFN, config: train.Config, x: dict, valid: dict, steps: int) -> list[list[float]]:

@@ -2,6 +2,7 @@
 
     python experiments/similarity.py runs/NAME ...              # before training, at the best epoch
     python experiments/similarity.py --train --dataset mosi     # train.py, measured at each epoch
+    python experiments/similarity.py --cmd --dataset mosi       # the same, with cmd in place of L^a
     python experiments/similarity.py --carry runs/NAME ...      # does one modality stand in for another?
 
 The paper says that L^a makes the modalities' features alike and that L^d keeps equal sentiment
@@ -20,7 +21,8 @@ and over the triplets of Eq. 9 inside each modality, of h, or of x after --tripl
     violated    share with d_ap > d_an − δ
     d_ap, d_an  mean distances
 
-With --train they stand under "observed" in each line of metrics.jsonl.
+With --train they stand under "observed" in each line of metrics.jsonl. With --cmd, too: the modalities
+are made alike as MISA makes them, without a game; α weights the cmd of h.
 
 --carry reads the test split of finished runs, once each, at the best epoch: MAE and Corr of the model
 without one modality, and of a ridge regression from h_m to y that was fitted on train and that reads
@@ -28,6 +30,7 @@ h_k. Where the modalities share a space, m → k comes near to k → k.
 """
 
 import sys
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -110,12 +113,26 @@ def _accuracy(X: Tensor, name: Tensor, fit: Tensor) -> float:
     return float(np.mean([right[name[~fit] == i].mean() for i in name.unique()]))
 
 
-def mean_cmd(features: dict[str, Tensor]) -> float:
+def mean_cmd(features: dict[str, Tensor]) -> Tensor:
     """Over each two modalities, each feature scaled to [0, 1] by all of them together."""
-    everyone = torch.cat(list(features.values()))
+    everyone = torch.cat(list(features.values())).detach()
     low, high = everyone.min(0).values, everyone.max(0).values
     scaled = [(v - low) / (high - low).clamp(min=1e-6) for v in features.values()]
-    return float(np.mean([cmd(X, Y) for X, Y in combinations(scaled, 2)]))
+    return torch.stack([cmd(X, Y) for X, Y in combinations(scaled, 2)]).mean()
+
+
+class CMDInstead(MSFN):
+    """MSFN with L = L^task + α CMD(h) + β L^d + γ L^rl; CMD stands where L^a is logged."""
+
+    def __init__(self, config: train.Config, *given):
+        super().__init__(replace(config, alpha=0.0), *given)
+        self.alpha = config.alpha
+
+    def losses(self, output, y: Tensor, lengths: dict[str, Tensor]):
+        found, rows = super().losses(output, y, lengths), self.rows_with(lengths, y)
+        h = {m: output.h[m][rows[m]] for m in rows if len(rows[m])}
+        apart = mean_cmd(h) if len(h) > 1 else y.new_zeros(())
+        return found._replace(total=found.total + self.alpha * apart, adversarial=apart)
 
 
 def triplets(h: Tensor, y: Tensor, margin: float) -> Tensor:
@@ -142,7 +159,7 @@ def similarity(run: train.Run, config: train.Config) -> dict[str, float]:
         if len(found[part]) > 1:
             result[f"{part}_probe"] = probe(found[part], found["video"])
             result[f"{part}_lead"] = probe(leading(found[part]), found["video"])
-            result[f"{part}_cmd"] = mean_cmd(found[part])
+            result[f"{part}_cmd"] = float(mean_cmd(found[part]))
         spread = [(v - v.mean(0)).norm(dim=1).mean() for v in found[part].values()]
         result[f"{part}_spread"] = float(np.mean(spread))
     per_modality = []
@@ -213,8 +230,8 @@ def show_carry(folders: list[Path]):
 
 
 def main(words: list[str]):
-    if words[:1] == ["--train"]:
-        train.main(words[1:], MSFN, similarity)
+    if words[:1] in (["--train"], ["--cmd"]):
+        train.main(words[1:], MSFN if words[0] == "--train" else CMDInstead, similarity)
     elif words[:1] == ["--carry"] and words[1:]:
         show_carry([Path(name) for name in words[1:]])
     elif words and not words[0].startswith("-"):

@@ -259,6 +259,24 @@ def test_triplets_are_of_x_or_h_as_the_configuration_says():
     assert of_h["d_an"] != of_x["d_an"] and of_h["h_probe"] == of_x["h_probe"]
 
 
+def test_cmd_takes_the_place_of_the_game():
+    config = quick(alpha=3.0)
+    run = train.prepare(config, similarity.CMDInstead)
+    batch = next(iter(train.loader(run.segments["valid"], config)))
+    output = run.model(batch.inputs, batch.video)
+    lengths = {m: n for m, (_, n) in batch.inputs.items()}
+    found = run.model.losses(output, batch.y, lengths)
+    close(found.adversarial, similarity.mean_cmd({m: output.h[m][lengths[m] > 0] for m in "avl"}))
+    rest = config.beta * found.distance + config.gamma * found.reconstruction
+    close(found.total, found.task + 3 * found.adversarial + rest)
+    found.total.backward()
+    assert not any(
+        p.grad is not None and p.grad.any() for p in run.model.discriminators.parameters()
+    )
+    alone = {m: n * (m == "l") for m, n in lengths.items()}
+    assert run.model.losses(output, batch.y, alone).adversarial == 0
+
+
 def test_a_predictor_carries_over_where_the_modalities_share_a_space(trained, monkeypatch, capsys):
     assert typed(monkeypatch, predict, trained[0]) == 0
     without = {
