@@ -372,6 +372,7 @@ class Output(NamedTuple):  # of MSFN.forward: all that the losses need
     x: dict[str, Tensor]  # x_m: (B, d)
     h: dict[str, Tensor]  # h_m: (B, d)
     x_hat: dict[str, Tensor]  # x̂_m: (B, d)
+    logits: dict[str, dict[str, Tensor]]  # [m][k], D_m(G_k(x_k)) before its sigmoid: (B,)
 
 
 class Losses(NamedTuple):  # Eq. 16 and its four terms, each ()
@@ -401,7 +402,7 @@ class MSFN(nn.Module):
         self.predictor = FusionPredictor(d, len(MODALITIES), c.dropout)
 
     def forward(self, inputs: dict[str, tuple[Tensor, Tensor]], video: Tensor) -> Output:
-        """Eqs. 1–4, 11, 13, 14 and ŷ.
+        """Eqs. 1–4, 11, 13, 14, ŷ, and the discriminators' logits of Eqs. 5–7.
 
         inputs[m]: (values, lengths): features (B, T_m, d_m) float for m = a, v, input_ids (B, T_l)
         int64 for m = l, padded on the right, T ≥ 1; lengths (B,) int64, 0 is legal.
@@ -409,11 +410,12 @@ class MSFN(nn.Module):
         """
         x = {m: self.embeddings[m](*inputs[m]) for m in MODALITIES}
         h = {m: self.generators[m](x[m]) for m in MODALITIES}
+        logits = {m: {k: self.discriminators[m](h[k]) for k in MODALITIES} for m in MODALITIES}
         x_hat = {m: self.decoders[m](h[m]) for m in MODALITIES}
         mask = attention_mask(video, self.config.attention)
         attended = [self.attentions[m](h[m], mask) for m in MODALITIES]
         prediction = self.predictor(torch.cat(attended, dim=-1))  # (B, 3d) -> (B,)
-        return Output(prediction, x, h, x_hat)
+        return Output(prediction, x, h, x_hat, logits)
 
     def losses(self, output: Output, y: Tensor, lengths: dict[str, Tensor]) -> Losses:
         """Eqs. 5–10, 12, 15, and Eq. 16:  L = L^task + α L^a + β L^d + γ L^rl
@@ -425,9 +427,9 @@ class MSFN(nn.Module):
         """
         c = self.config
         rows = self.rows_with(lengths, y)
-        parts = (output.x, output.h, output.x_hat)
-        x, h, x_hat = ({m: part[m][rows[m]] for m in rows} for part in parts)
-        logits = {m: {k: self.discriminators[m](h[k]) for k in h} for m in h}
+        parts = (output.x, output.h, output.x_hat, *output.logits.values())
+        x, h, x_hat, *views = ({m: part[m][rows[m]] for m in rows} for part in parts)
+        logits = dict(zip(output.logits, views, strict=True))  # [m]: D_m's view of each modality
         classes = {m: sentiment_classes(y[rows[m]], c.classes) for m in MODALITIES}
         features = {"h": h, "x": x}[c.triplet_features]
         task = task_loss(y, output.prediction, c.reduction)
@@ -444,11 +446,11 @@ class MSFN(nn.Module):
     def observed(self, output: Output, lengths: dict[str, Tensor]) -> dict[str, Tensor]:
         """Mean D_m(G_m(x_m)) and mean D_m(G_k(x_k)), k ≠ m; nothing where no two modalities are."""
         rows = self.rows_with(lengths, output.prediction)
-        h = {m: output.h[m][rows[m]] for m in rows if len(rows[m])}
-        if len(h) < 2:
+        there = [m for m in rows if len(rows[m])]
+        if len(there) < 2:
             return {}
-        D = {(m, k): self.discriminators[m](h[k]).sigmoid() for m in h for k in h}
-        real = torch.cat([D[m, m] for m in h])
+        D = {(m, k): output.logits[m][k][rows[k]].sigmoid() for m in there for k in there}
+        real = torch.cat([D[m, m] for m in there])
         fake = torch.cat([D[m, k] for m, k in D if m != k])
         return {"d_real": real.mean(), "d_fake": fake.mean()}
 

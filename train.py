@@ -231,13 +231,13 @@ def train_step(run: Run, forward, optimizer, config: Config, batch: data.Batch) 
         output = forward(batch.inputs, batch.video)
     output = devices.float32(output)
     losses = run.model.losses(output, batch.y, lengths)
-    logged = losses._asdict() | run.model.observed(output, lengths)  # before the step
     losses[0].backward()
     for ascends in (False, True):
         side = [g["params"] for g in optimizer.param_groups if g["maximize"] == ascends]
         clip_grad_norm_([p for group in side for p in group], config.clip)
     optimizer.step()
     optimizer.zero_grad()
+    logged = losses._asdict() | run.model.observed(output, lengths)
     return {name: value.detach() for name, value in logged.items()}
 
 

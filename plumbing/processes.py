@@ -62,10 +62,10 @@ class Gather(torch.autograd.Function):
 def distribute(model: nn.Module, device: torch.device) -> nn.Module:
     """The model for the forward pass: itself, or with the work of its embeddings shared out.
 
-    model.embeddings: blocks that are called with (values, lengths) of B segments and
-    give (B, d), row by row. The gradient
-    of what is gathered is a sum over the processes and DDP takes the mean, so loss and gradients are
-    those of a single process.
+    model.embeddings: blocks that are called with (values, lengths) of B segments and give (B, d), row
+    by row. model.forward has to use every parameter: DDP fails at one that only a loss uses. The
+    gradient of what is gathered is a sum over the processes and DDP takes the mean, so loss and
+    gradients are those of a single process.
     """
     if WORLD == 1:
         return model
