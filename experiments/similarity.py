@@ -22,7 +22,8 @@ and over the triplets of Eq. 9 inside each modality, of h, or of x after --tripl
     d_ap, d_an  mean distances
 
 With --train they stand under "observed" in each line of metrics.jsonl. With --cmd, too: the modalities
-are made alike as MISA makes them, without a game; α weights the cmd of h.
+are made alike as MISA makes them, without a game; α weights the cmd of h, --adversarial and --penalty
+have no effect, and d_real and d_fake are of discriminators that nobody trains.
 
 --carry reads the test split of finished runs, once each, at the best epoch: MAE and Corr of the model
 without one modality, and of a ridge regression from h_m to y that was fitted on train and that reads
