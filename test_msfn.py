@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import nn
 from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
@@ -27,10 +27,6 @@ import plumbing
 import train
 from msfn import MODALITIES, MSFN, MSFNConfig
 from plumbing.packing import Packed
-
-settings.register_profile("msfn", deadline=None, derandomize=True, database=None, max_examples=25)
-settings.load_profile("msfn")
-torch.set_num_threads(1)  # the tensors are tiny: threads only wait for each other
 
 HERE = Path(__file__).resolve().parent
 

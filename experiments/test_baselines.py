@@ -17,7 +17,7 @@ import rates
 import tables
 import torch
 from baselines import ROWS
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from transformers import BertConfig, BertModel
@@ -26,10 +26,6 @@ import data
 import plumbing
 import train
 from plumbing import encoders
-
-settings.register_profile("msfn", deadline=None, derandomize=True, database=None, max_examples=25)
-settings.load_profile("msfn")
-torch.set_num_threads(1)  # the tensors are tiny: threads only wait for each other
 
 WIDTHS = {"a": 5, "v": 3}
 MODALITIES = "avl"

@@ -21,7 +21,6 @@ import plumbing
 import train
 
 SHORT = {"d": 16, "epochs": 1}
-torch.set_num_threads(1)  # the tensors are tiny: threads only wait for each other
 
 
 def normal(seed, *shape):

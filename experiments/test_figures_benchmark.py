@@ -14,7 +14,6 @@ import data
 import plumbing
 import train
 
-torch.set_num_threads(1)  # the tensors are tiny: threads only wait for each other
 QUICK = train.PRESETS["synthetic"] | {"dataset": "synthetic", "d": 16, "epochs": 1, "test": False}
 
 

@@ -23,9 +23,6 @@ import data
 from plumbing import UserError, encoders, fetch, formats, run
 from plumbing.test_pickles import array, file_of, in_child, write
 
-settings.register_profile("here", deadline=None, derandomize=True, database=None, max_examples=25)
-settings.load_profile("here")
-
 MOSI = os.environ.get("MSFN_MOSI", "")  # a folder with real files, which are no part of the project
 needs_mosi = pytest.mark.skipif(not MOSI, reason="MSFN_MOSI names no folder with real MOSI")
 

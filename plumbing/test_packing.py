@@ -9,7 +9,6 @@ from plumbing.packing import Packed, first_fit, pack
 
 exact = settings(deadline=None, derandomize=True, database=None, max_examples=60)
 lengths_lists = st.lists(st.integers(1, 9), min_size=1, max_size=7)
-torch.set_num_threads(1)
 
 
 @exact

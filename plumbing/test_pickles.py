@@ -13,13 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from plumbing import UserError, formats, pickles
-
-settings.register_profile("here", deadline=None, derandomize=True, database=None, max_examples=25)
-settings.load_profile("here")
 
 
 def write(path, content, protocol=4):

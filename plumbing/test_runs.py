@@ -20,8 +20,6 @@ import train
 from plumbing import UserError, encoders, runs
 from plumbing.runs import RunFolder
 
-torch.set_num_threads(1)
-
 
 def quick(folder, **typed):
     typed = {"epochs": 3, "d": 8, "lstm_width": 4, "device": "cpu", "runs": str(folder), **typed}
