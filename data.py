@@ -1,70 +1,73 @@
-"""CMU-MOSI and CMU-MOSEI for MSFN: a small loader. `load` is the entrance.
+"""CMU-MOSI and CMU-MOSEI for MSFN: a small loader. Start with `load`.
 
-    python data.py FILE [--hash] [--labels CSV]    # what is in this file, or in this folder?
+    python data.py FILE [--labels CSV]    # describe a file, or a folder of files
 
 A corpus has three splits; a split has N segments; a segment is one sentence of a video: audio
 frames ("a"), visual frames ("v"), words ("l") and a sentiment y in [-3, 3]. T is its number of
-frames, d the number of features of a frame. `plumbing/formats.py` knows the files.
+frames, d the number of features of a frame. `plumbing/formats.py` reads the files.
 """
 
-import plumbing  # isort: skip (first: then Ctrl-C during the other imports is no traceback)
 import argparse
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
+import plumbing
 from plumbing import UserError, fetch, formats
 from plumbing.encoders import tokenize
+from plumbing.formats import FRAMES
 from plumbing.packing import first_fit
 
-FRAMES = {"a": "audio", "v": "vision"}  # the modalities that are frames: keys in the files
+MODALITIES = ("a", "v", "l")  # audio, vision, language; FRAMES: the first two, by their file's keys
 SPLITS = ("train", "valid", "test")
 
-
-# --- A corpus ------------------------------------------------------------------------------------
+# ── A corpus ──────────────────────────────────────────────────────────────────────────────────────
 
 
 class Split:
     """N segments of a dict in MMSA's layout; their frames stay in the file until asked for."""
 
-    def __init__(self, part, generated=False):
-        self.part = part  # what `formats.read` gives of a split
+    def __init__(self, part: dict[str, Any], generated: bool = False):
+        self.part = part  # one split of what `formats.read` returns
         self.ids, self.text = part["id"], part["raw_text"]  # N str each, as the file spells them
         self.video = part["video"]  # N str, equal within a video; None if the file has no ids
         self.y = part["regression_labels"]  # (N,) float32
-        self.generated = generated  # then columns are constant on purpose
+        self.generated = generated  # generated data have constant columns on purpose
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.y)
 
-    def frames(self, m, i):
-        """Segment i of modality m without its padding: (T, d), T >= 0, as in the file."""
+    def frames(self, m: str, i: int) -> np.ndarray:
+        """Frames of segment i in modality m without padding, as in the file: (T, d), T >= 0."""
         x, lengths = self.part[FRAMES[m]], self.part[f"{FRAMES[m]}_lengths"]
         return formats.without_padding(x[i], lengths[i])
 
 
 @dataclass
 class Corpus:
-    """Three splits, as corpus["train"], and what to know about them."""
+    """Splits, as corpus["train"], and what to know about them."""
 
     name: str  # "mosi", "mosei" or "synthetic"
-    description: str  # what it is, in one sentence
-    splits: dict
-    dims: dict  # {"a": d_a, "v": d_v}, the number of features of a frame
+    description: str  # one sentence
+    splits: dict[str, Split]
+    dims: dict[str, int]  # {"a": d_a, "v": d_v}, the number of features of a frame
     path: str | None = None  # the file or folder, absolute; None if generated
     fingerprint: str | None = None  # changes with the content; None if generated
 
-    def __getitem__(self, split):
+    def __getitem__(self, split: str) -> Split:
         return self.splits[split]
 
 
-def load(dataset, path=None, labels=None):
-    """The corpus to train on. Prints what is odd but can be trained. Raises UserError.
+def load(dataset: str, path: str | Path | None = None, labels: str | Path | None = None) -> Corpus:
+    """Load a corpus for training. Prints what is odd about it. Raises UserError.
 
     dataset: "mosi", "mosei" or "synthetic", which needs no file
     path: a file or folder of any family; None takes the first under data/, or else fetches one
@@ -76,9 +79,8 @@ def load(dataset, path=None, labels=None):
         return synthetic()
     path = path or fetch.data_file(dataset, "data")
     parts = formats.read(path, labels)
-    for name in SPLITS:
-        if name not in parts:
-            raise UserError(f"{path} has no split {name!r}, only {', '.join(parts)}")
+    if missing := [name for name in SPLITS if name not in parts]:
+        raise UserError(f"{path} has no split {missing[0]!r}, only {', '.join(parts)}")
     name, description = formats.describe(parts, path)
     if name not in ("", dataset):
         raise UserError(f"--dataset {dataset} was asked for, but this is: {description}")
@@ -88,7 +90,7 @@ def load(dataset, path=None, labels=None):
     return Corpus(dataset, description, splits, dims, path, formats.fingerprint(parts))
 
 
-# --- From the corpus to the model ----------------------------------------------------------------
+# ── From the corpus to the model ──────────────────────────────────────────────────────────────────
 
 
 @dataclass
@@ -99,56 +101,56 @@ class Standardizer:
     mean. A constant column becomes 0 as well. No result is beyond 10^6 standard deviations.
     """
 
-    mean: dict  # "a", "v" -> (d,) float64
-    std: dict  # "a", "v" -> (d,) float64; 0 for a constant column
+    mean: dict[str, np.ndarray]  # "a", "v" -> (d,) float64
+    std: dict[str, np.ndarray]  # "a", "v" -> (d,) float64; 0 for a constant column
 
     @classmethod
-    def fit(cls, split, seed=0, sample=2000):
+    def fit(cls, split: Split, seed: int = 0, sample: int = 2000) -> "Standardizer":
         """Statistics of at most `sample` segments, drawn by the seed: memory and time are bounded.
 
-        Prints how many columns of a modality carry nothing, where they are not all empty.
+        Prints how many columns of a modality are constant, unless all of them are empty.
         """
         rows = np.sort(np.random.default_rng(seed).permutation(len(split))[:sample])
         mean, std = {}, {}
         for m, key in FRAMES.items():
-            count = total = square = 0.0
-            for x in (finite(split.frames(m, i)) for i in rows):
-                count, total = count + np.isfinite(x).sum(0), total + np.nansum(x, 0)
-            mean[m] = total / np.maximum(count, 1)
-            for x in (finite(split.frames(m, i)) for i in rows):
-                square = square + np.nansum((x - mean[m]) ** 2, 0)
+            frames = [split.frames(m, i) for i in rows]
+            count = sum(np.isfinite(finite(x)).sum(0) for x in frames)  # (d,)
+            mean[m] = sum(np.nansum(finite(x), 0) for x in frames) / np.maximum(count, 1)
+            square = sum(np.nansum((finite(x) - mean[m]) ** 2, 0) for x in frames)
             std[m] = np.sqrt(square / np.maximum(count, 1))
-            std[m][std[m] <= 1e-9 * np.abs(mean[m])] = 0  # what rounding leaves of a constant
-            dead = np.count_nonzero(std[m] == 0)
-            if dead and count.any() and not split.generated:
-                print(f"note: {dead} of {len(std[m])} columns of {key} are constant or empty")
+            std[m][std[m] <= 1e-9 * np.abs(mean[m])] = 0  # rounding errors of a constant column
+            constant = np.count_nonzero(std[m] == 0)
+            if constant and count.any() and not split.generated:
+                print(f"note: {constant} of {len(std[m])} columns of {key} are constant or empty")
         return cls(mean, std)
 
-    def __call__(self, m, x):
-        """x: (T, d) of modality m, as in the file -> (T, d) float32, finite."""
+    def __call__(self, m: str, x: np.ndarray) -> np.ndarray:
+        """Standardize frames of modality m. x: (T, d), as in the file -> (T, d) float32, finite"""
         scale = np.zeros_like(self.std[m])
         with np.errstate(over="ignore", invalid="ignore"):
             np.divide(1, self.std[m], out=scale, where=self.std[m] > 0)
             z = (finite(x) - self.mean[m]) * scale
         return np.nan_to_num(np.clip(z, -1e6, 1e6)).astype(np.float32)
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, dict[str, list[float]]]:
+        """Mean and std as plain numbers, for JSON."""
         return {k: {m: x.tolist() for m, x in by.items()} for k, by in vars(self).items()}
 
     @classmethod
-    def from_dict(cls, d):
-        """What `to_dict` gave. Raises one of many exceptions for what it could not have given."""
-        made = cls(**{k: {m: np.array(by[m]) for m in FRAMES} for k, by in d.items()})
-        for m, key in FRAMES.items():
-            both = np.stack([made.mean[m], made.std[m]])
-            finite = both.ndim == 2 and both.dtype == np.float64 and np.isfinite(both).all()
-            if not finite or both[1].min() < 0:
-                raise ValueError(f"it has no mean and standard deviation of each column of {key}")
-        return made
+    def from_dict(cls, content: dict[str, dict[str, list[float]]]) -> "Standardizer":
+        """The inverse of `to_dict`. Raises one of many exceptions if the content is damaged."""
+        result = cls(
+            **{k: {m: np.array(by[m], float) for m in FRAMES} for k, by in content.items()}
+        )
+        for m in FRAMES:
+            both = np.stack([result.mean[m], result.std[m]])  # (2, d)
+            if both.ndim != 2 or not np.isfinite(both).all() or both[1].min() < 0:
+                raise ValueError(f"it has no mean and standard deviation per column of {FRAMES[m]}")
+        return result
 
 
-def finite(x):
-    """x in float64; what is infinite, or would be in float32, becomes NaN."""
+def finite(x: np.ndarray) -> np.ndarray:
+    """x in float64, with NaN for every value that is infinite, also if only in float32."""
     x = np.asarray(x, np.float64)
     return np.where(np.abs(x) < 3e38, x, np.nan)
 
@@ -156,58 +158,59 @@ def finite(x):
 class Batch(NamedTuple):
     """B segments, padded on the right to the longest of them.
 
-    inputs: "a", "v" -> (features (B, T, d) float32, lengths (B,) int64), T >= 1, padding 0.0
-            "l" -> (token ids (B, T) int64, lengths (B,) int64), T >= 1, padding the tokeniser's pad id
-    y: (B,) float32; video: (B,) int64, equal within a video, -1 if unknown; ids: B str
+    inputs["a"], inputs["v"]: (features (B, T, d) float32, lengths (B,) int64), T >= 1, padding 0.0
+    inputs["l"]: (token ids (B, T) int64, lengths (B,) int64), T >= 1, padding [PAD]
     """
 
-    inputs: dict
-    y: torch.Tensor
-    video: torch.Tensor
-    ids: list
+    inputs: dict[str, tuple[Tensor, Tensor]]
+    y: Tensor  # (B,) float32
+    video: Tensor  # (B,) int64, equal within a video, -1 if unknown
+    ids: list[str]
 
-    def to(self, device):
-        """All but the ids to the device; to CUDA, from pinned memory, without a wait."""
-        # Not so to MPS, where such a copy may read memory that is free by then (pytorch #189690).
+    def to(self, device: torch.device) -> "Batch":
+        """Values, y and video move; lengths stay on the CPU. Only copies to CUDA do not block."""
+        # Copies to MPS may read memory that was freed in the meantime (pytorch #189690).
         move = {"device": device, "non_blocking": device.type == "cuda"}
-        inputs = {m: tuple(part.to(**move) for part in parts) for m, parts in self.inputs.items()}
+        inputs = {m: (values.to(**move), lengths) for m, (values, lengths) in self.inputs.items()}
         return Batch(inputs, self.y.to(**move), self.video.to(**move), self.ids)
 
 
+@dataclass(eq=False)
 class Segments(torch.utils.data.Dataset):
-    """A split as the model takes it. Texts are tokenised once; frames are cleaned when asked for.
+    """A split as the model takes it. Texts are tokenized once, frames standardized on each access.
 
-    modalities: a subset of "avl"; the others become empty sequences
     segments[i]: ({"a": (T, d) float32, "v": likewise, "l": (T,) int64}, y, video, id)
     """
 
-    def __init__(self, split, tokenizer, standardizer, modalities="avl"):
-        self.split, self.standardizer, self.modalities = split, standardizer, modalities
-        self.pad_id = tokenizer.pad_token_id or 0
-        self.tokens = [[]] * len(split)
-        if "l" in modalities:
-            self.tokens = tokenize(tokenizer, split.text)
-        self.video = [-1] * len(split)
-        if split.video:
-            number = {video: k for k, video in enumerate(dict.fromkeys(split.video))}
-            self.video = [number[video] for video in split.video]
+    split: Split
+    tokenizer: PreTrainedTokenizerBase
+    standardizer: Standardizer
+    modalities: str = "avl"  # a subset of "avl"; the others become empty sequences
 
-    def __len__(self):
+    def __post_init__(self):
+        self.tokens = [[]] * len(self)
+        if "l" in self.modalities:
+            self.tokens = tokenize(self.tokenizer, self.split.text)
+        names = self.split.video or []
+        number = {name: k for k, name in enumerate(dict.fromkeys(names))}
+        self.video = [number[name] for name in names] or [-1] * len(self)
+
+    def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, i):
+    def __getitem__(self, i: int) -> tuple[dict[str, Tensor], float, int, str]:
         x = {"l": torch.tensor(self.tokens[i], dtype=torch.int64)}
         for m in FRAMES:
             frames = self.split.frames(m, i)[: None if m in self.modalities else 0]
             x[m] = torch.from_numpy(self.standardizer(m, frames))
         return x, float(self.split.y[i]), self.video[i], self.split.ids[i]
 
-    def collate(self, items):
-        """B items -> `Batch`."""
+    def collate(self, items: list[tuple]) -> Batch:
+        """Pad B items on the right."""
         x, y, video, ids = zip(*items, strict=True)
         inputs = {}
-        for m in (*FRAMES, "l"):
-            padding = 0.0 if m in FRAMES else self.pad_id
+        for m in MODALITIES:
+            padding = 0.0 if m in FRAMES else self.tokenizer.pad_token_id or 0
             padded = torch.nn.utils.rnn.pad_sequence([s[m] for s in x], True, padding)
             if padded.shape[1] == 0:  # no segment has this modality
                 padded = padded.new_full((len(x), 1, *padded.shape[2:]), padding)
@@ -215,25 +218,26 @@ class Segments(torch.utils.data.Dataset):
         return Batch(inputs, torch.tensor(y), torch.tensor(video), list(ids))
 
 
-def batches(video, batch_size, whole_videos, seed=None):
-    """First fit: lists of indices with every segment in one of them, shuffled by the seed.
+def batches(
+    video: Sequence[int], batch_size: int, whole_videos: bool, seed: Any = None
+) -> list[list[int]]:
+    """Divide N segments into batches of indices by first fit; each segment is in exactly one batch.
 
-    video: N int, equal within a video, negative if unknown; seed: None leaves them in order
-    whole_videos: no video is divided, since Eq. 13 attends within it; a longer one is a batch
+    video: N int, equal within a video, negative if unknown
+    whole_videos: divide no video, since Eq. 13 attends within it; a longer one is a batch alone
+    seed: shuffles the videos, or the segments; None keeps their order
     """
     groups = defaultdict(list)
     for i, v in enumerate(video):
         groups[v if whole_videos and v >= 0 else -1 - i].append(i)
     groups = list(groups.values())
     if seed is not None:
-        order = np.random.default_rng(seed).permutation(len(groups))
-        groups = [groups[k] for k in order]
+        groups = [groups[k] for k in np.random.default_rng(seed).permutation(len(groups))]
     plan = first_fit([len(group) for group in groups], batch_size)
     return [[i for k in batch for i in groups[k]] for batch in plan]
 
 
-# --- A corpus that needs no file -----------------------------------------------------------------
-
+# ── A corpus that needs no file ───────────────────────────────────────────────────────────────────
 GRADES = {  # words, by the sentiment that they carry
     -3: "awful terrible horrible",
     -2: "bad boring poor",
@@ -246,30 +250,29 @@ NOUNS = "movie plot acting music"
 FILLERS = "um uh so well like basically actually honestly"
 
 
-def sentence(rng, sentiment):
-    """Two to four clauses, each with a word of the grade that is nearest, give or take a little."""
+def sentence(rng: np.random.Generator, sentiment: float) -> str:
+    """Two to four clauses, each with a word whose grade is nearest to the sentiment plus noise."""
     clauses = []
     for _ in range(rng.integers(2, 5)):
-        heard = sentiment + rng.normal(0, 0.2)
-        grade = min(GRADES, key=lambda known: abs(known - heard))
-        fillers = rng.choice(FILLERS.split(), rng.integers(0, 2))
-        words = ["the", rng.choice(NOUNS.split()), "was", rng.choice(GRADES[grade].split())]
-        clauses += [*fillers, *words]
+        noisy = sentiment + rng.normal(0, 0.2)
+        nearest = min(GRADES, key=lambda grade: abs(grade - noisy))
+        clauses += [*rng.choice(FILLERS.split(), rng.integers(0, 2))]
+        clauses += ["the", rng.choice(NOUNS.split()), "was", rng.choice(GRADES[nearest].split())]
     return " ".join(clauses)
 
 
-def signal(rng, direction, sentiment):
-    """(T, d) frames that lean towards `direction` with the sentiment; a few are empty, a few -inf."""
+def signal(rng: np.random.Generator, direction: np.ndarray, sentiment: float) -> np.ndarray:
+    """Frames (T, d): noise plus sentiment * direction; 6 % of the signals have no frame."""
     frames = 0 if rng.random() < 0.06 else rng.integers(3, 20)
     x = rng.normal(size=(frames, len(direction))) + sentiment * direction
-    x[rng.random(x.shape) < 0.002] = -np.inf
-    x[:, -1] = 7  # constant columns are found in files, too
+    x[rng.random(x.shape) < 0.002] = -np.inf  # as in COVAREP
+    x[:, -1] = 7  # real files have constant columns, too
     return x.astype(np.float32)
 
 
-def synthetic(seed=0):
-    """900 / 200 / 200 generated segments. Each modality shows a third of y, with noise: a sentiment that
-    all share and a part that the others lack, so that none can be taken away without a loss."""
+def synthetic(seed: int = 0) -> Corpus:
+    """Generate 900 / 200 / 200 segments. Each modality shows, with noise, a sentiment that all
+    share and a part of its own, so that removing any modality costs accuracy."""
     rng = np.random.default_rng(seed)
     direction = {"audio": rng.normal(size=12) / 2, "vision": rng.normal(size=8) / 2}
     splits, number = {}, 0
@@ -284,31 +287,25 @@ def synthetic(seed=0):
                 part["id"].append(f"synthetic{number:03}$_${clip}")
                 part["raw_text"].append(sentence(rng, shared + own[2]))
                 y.append(np.clip(round((3 * shared + sum(own)) / 2, 1), -3, 3))
-                part["audio"].append(signal(rng, direction["audio"], shared + own[0]))
-                part["vision"].append(signal(rng, direction["vision"], shared + own[1]))
+                for key, extra in zip(direction, own[:2], strict=True):
+                    part[key].append(signal(rng, direction[key], shared + extra))
         part["regression_labels"] = np.array(y, np.float32)
-        for key in direction:
-            part[f"{key}_lengths"] = np.array([len(x) for x in part[key]])
+        part |= {f"{key}_lengths": np.array([len(x) for x in part[key]]) for key in direction}
         splits[name] = Split(part, generated=True)
     what = "SYNTHETIC data, 900 / 200 / 200 segments of generated sentences and signals"
     return Corpus("synthetic", what, splits, {m: len(direction[key]) for m, key in FRAMES.items()})
 
 
-# --- What is in a file? --------------------------------------------------------------------------
-
-
-def main():
-    parser = argparse.ArgumentParser(description="Says what is in a file of CMU-MOSI or CMU-MOSEI.")
+def main() -> None:
+    """The command: describe a file."""
+    parser = argparse.ArgumentParser(description="Describe a file of CMU-MOSI or CMU-MOSEI.")
     parser.add_argument("file", help="a pickle of MMSA, MulT, MISA or MAG-BERT, or a folder")
     parser.add_argument("--labels", help="CSV with the text of a file that has none (MulT)")
-    parser.add_argument("--hash", action="store_true", help="its SHA-256: 13.7 GB take a minute")
     arguments = parser.parse_args()
     parts = formats.read(arguments.file, arguments.labels)
-    formats.survey(parts)
-    if arguments.hash:
-        print(fetch.compared(arguments.file))
-    Standardizer.fit(Split(next(iter(parts.values()))))
     print(formats.describe(parts, arguments.file)[1])
+    formats.survey(parts)
+    Standardizer.fit(Split(next(iter(parts.values()))))
 
 
 if __name__ == "__main__":

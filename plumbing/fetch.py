@@ -102,15 +102,6 @@ def sha256(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def compared(path):
-    """A file's SHA-256, and which of MMSA's files has it; of a folder, that it has none."""
-    if Path(path).is_dir():
-        return "a folder has no SHA-256"
-    found = sha256(path)
-    known = [name for name, published in SHA256.items() if published == found]
-    return f"SHA-256 {found}: {known[0] if known else 'none of those that MMSA published'}"
-
-
 def encoder(name_or_folder):
     """Where an encoder is on this disk: a folder as it is, a hub name once it is in the hub's cache.
 

@@ -31,7 +31,7 @@ import numpy as np
 from plumbing import UserError, explained, pickles, printable, regular
 
 SPELLED = {"train": "train", "valid": "valid", "dev": "valid", "val": "valid", "test": "test"}
-FRAMES = ("audio", "vision")
+FRAMES = {"a": "audio", "v": "vision"}  # modalities that are frames: the key of each in the files
 WIDTHS = {  # MOSI's 5 and 20 are selections of them (CMU-MultimodalSDK, issue 172): columns
     5: "5 of COVAREP's 74",  # 1, 3, 6, 25, 60
     20: "20 of FACET's 47",  # 0, 2, 5, 10-12, 14, 17, 20-22, 24, 25, 29-32, 36, 37, 40
@@ -63,7 +63,9 @@ def read(path, labels=None):
     if silent:
         add_text({name: parts[name] for name in silent}, path, labels)
     print_oddities(parts)
-    widths = {(key, x.shape[1]) for part in parts.values() for key in FRAMES for x in part[key]}
+    widths = {
+        (key, x.shape[1]) for part in parts.values() for key in FRAMES.values() for x in part[key]
+    }
     if len(widths) != len(FRAMES):
         shown = printable(str(sorted(widths)[:9]))
         raise UserError(f"{path}: segments differ in their number of columns: {shown}")
@@ -111,11 +113,11 @@ def checked(part, where):
         raise UserError(
             f"{where} has labels and regression_labels: which of them is the sentiment?"
         )
-    for key in (*FRAMES, label):
+    for key in (*FRAMES.values(), label):
         if key not in part:
             raise UserError(f"{where} has no key {key!r}, only {printable(', '.join(part))}")
     optional = ("id", "raw_text", "audio_lengths", "vision_lengths")
-    keys = [key for key in (*FRAMES, label, *optional) if key in part]
+    keys = [key for key in (*FRAMES.values(), label, *optional) if key in part]
     for key in keys:
         if not isinstance(part[key], np.ndarray | list | tuple):  # a string has a length, too
             raise UserError(f"{where}, key {key!r}: a {type(part[key]).__name__}, not N values")
@@ -136,7 +138,7 @@ def checked(part, where):
             f"{where}, key {label!r}: segment {wrong[0]} has {y[wrong[0]]}, outside [-3, 3]"
         )
     made["regression_labels"] = y.astype(np.float32)
-    for key in FRAMES:
+    for key in FRAMES.values():
         check_frames(part[key], f"{where}, key {key!r}")
         lengths = numbers(
             part.get(f"{key}_lengths", [math.nan] * n), f"{where}, key '{key}_lengths'"
@@ -286,14 +288,14 @@ def describe(parts, path):
         name = "mosi"
     elif 20_000 <= sum(sizes) <= 23_500:
         name = "mosei"
-    steps = {tuple(len(part[key][0]) for key in FRAMES) for part in parts.values()}
+    steps = {tuple(len(part[key][0]) for key in FRAMES.values()) for part in parts.values()}
     kind = "aligned" if all(audio == vision for audio, vision in steps) else "unaligned"
     kind = "utterance-level" if steps == {(1, 1)} else kind
     counts = " / ".join(f"{n:,}" for n in sizes)
     what = f"{printable(str(path))}: {kind} {name.upper() or 'data'}, {counts} segments"
     what += f" ({' / '.join(parts)})"
     part = next(iter(parts.values()))
-    for key in FRAMES:
+    for key in FRAMES.values():
         step = max(sizes[0] // 50, 1)
         some = zip(part[key][::step], part[f"{key}_lengths"][::step], strict=True)
         if any(len(without_padding(x, n)) for x, n in some):
@@ -310,7 +312,7 @@ def fingerprint(parts):
     for name, part in parts.items():
         digest.update(repr((name, part["id"], part["raw_text"])).encode())
         digest.update(part["regression_labels"].tobytes())
-        for key in FRAMES:
+        for key in FRAMES.values():
             digest.update(repr([x.shape for x in part[key]]).encode())
             digest.update(part[f"{key}_lengths"].tobytes() + part[key][0].tobytes())
     return digest.hexdigest()
@@ -325,7 +327,7 @@ def survey(parts):
             print(f"    {printable(key):22} {size} {getattr(x, 'dtype', type(x).__name__)}")
         classes = sorted(Counter(np.rint(part["regression_labels"]).astype(int).tolist()).items())
         print("    labels, rounded:", ", ".join(f"{y:+d}: {n:,}" for y, n in classes))
-        for key in FRAMES:
+        for key in FRAMES.values():
             padded = zip(part[key], part[f"{key}_lengths"], strict=True)
             frames = [without_padding(x, n) for x, n in padded]
             steps = sorted(len(x) for x in frames)
