@@ -1,70 +1,69 @@
 """Train MSFN and print its metrics beside the paper's row.
 
     python train.py --dataset synthetic                         # no data, no hub, no GPU: a minute
-    python train.py --dataset mosi                              # MMSA's file, fetched if need be
+    python train.py --dataset mosi                              # fetches MMSA's file if need be
     python train.py --dataset mosi --data FILE --bert FOLDER    # your file, your BERT
     torchrun --nproc_per_node=2 -- train.py --dataset mosi      # two GPUs, or two processes
-    python train.py --resume runs/NAME                          # go on after Ctrl-C or a crash
+    python train.py --resume runs/synthetic-seed0               # after Ctrl-C or a crash
 
-The best epoch is chosen on the valid split's MAE alone; the test split is read once, when that epoch
-is fixed. Each epoch is a line on the screen and in metrics.jsonl: means over its batches of total,
-task, adversarial, distance, reconstruction (L and its terms in Eq. 16, unweighted), of d_real, mean
-D_m(G_m(x_m)), and of d_fake, mean D_m(G_k(x_k)), k ≠ m. 1 and 0: the discriminators win.
-
-What is trained is a class: build(config, widths, encoder) with the face of `msfn.MSFN`:
-    forward(inputs, video) -> NamedTuple, its first field the prediction
-    losses(output, y, lengths) -> NamedTuple, its first field the total, the others logged
-    observed(output, lengths) -> more numbers to log
-    parameter_groups(), and for many processes embeddings
+The valid split's MAE alone chooses the epoch; the test split is read once, after that. After each
+epoch a line on the screen and in metrics.jsonl shows means over its batches: total, task,
+adversarial, distance, reconstruction (L and its terms in Eq. 16, unweighted), d_real, the mean of
+D_m(G_m(x_m)), and d_fake, the mean of D_m(G_k(x_k)), k ≠ m.
 """
 
-import plumbing  # isort: skip (first: then Ctrl-C during the other imports is no traceback)
 import math
 import statistics
 import sys
 import time
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 import data
-from msfn import MODALITIES, MSFN, MSFNConfig, option
+import plumbing
+from msfn import MSFN, BERTs, LSTMs, MSFNConfig, present
 from plumbing import UserError, devices, encoders, explained, options, processes
+from plumbing.options import option
 from plumbing.runs import RunFolder, read_json
 
-# ── Configuration: defaults < the data set's preset < what the user typed ─────────────────────────
-PRESETS = {  # the defaults are Table 1's column of MOSI; a BERT from scratch wants larger steps
+# ── Configuration: defaults < the data set's preset < what the user chose ─────────────────────────
+PRESETS = {  # the defaults are Table 1's MOSI column; a BERT from scratch wants larger steps
     "mosi": {},
     "mosei": {"d": 256, "alpha": 0.4, "beta": 0.3, "gamma": 0.1, "batch_size": 16},
     "synthetic": {"d": 64, "learning_rate": 1e-3, "bert": encoders.SMALL},
 }
 
 
-@dataclass
+@dataclass(init=False)
 class Config(MSFNConfig):
-    """All that makes a run. Raises UserError, naming field and value, for what cannot be."""
+    """Everything that defines a run: Config(dataset="mosei", seed=1) has MOSEI's preset.
+
+    Raises UserError for a value that cannot be, TypeError for an unknown field.
+    """
 
     dataset: Literal["mosi", "mosei", "synthetic"] = option("mosi", "which data set")
     data: str | None = option(None, "its file or folder; else the one under data/; else fetched")
     labels: str | None = option(None, "CSV with the text of a file that holds none")
     modalities: str = option("avl", "subset of avl; the others become empty sequences")
     bert: str = option("google-bert/bert-base-uncased", "encoder: a folder or a hub name")
+    pooling: Literal["mean", "cls"] = option("mean", "Eq. 3: one vector of BERT's last layer")
+    lstm_width: int = option(64, "Eqs. 1, 2: width of each direction of the Bi-LSTM")
     learning_rate: float = option(1e-4, "r: learning rate")
     bert_learning_rate: float | None = option(None, "of BERT's weights; else r, as printed")
     batch_size: int = option(64, "segments in a batch")
     epochs: int = option(30, "epochs at most")
     patience: int = option(8, "stop after so many epochs without a better valid MAE")
-    average: float = option(0.0, "evaluate a running mean of the weights; its decay a step")
     clip: float = option(1.0, "largest gradient norm of each side of the game")
     seed: int = option(0, "seed of weights, dropout and batches")
     amp: Literal["auto", "off", "bf16"] = option("auto", "bf16 in the forward pass; auto: on CUDA")
@@ -73,35 +72,39 @@ class Config(MSFNConfig):
     runs: str = option("runs", "folder of all runs")
     name: str | None = option(None, "this run's folder in it; else data set and seed, numbered")
 
-    def __post_init__(self):
+    def __init__(self, **chosen):
+        defaults = {field.name: field.default for field in fields(self)}
+        preset = PRESETS.get(chosen.get("dataset", defaults["dataset"]), {})
+        if unknown := chosen.keys() - defaults:
+            raise TypeError(f"there is no option {', '.join(sorted(unknown))}")
+        vars(self).update(defaults | preset | chosen)
         options.check(self)
         for name in ("d", "lstm_width", "batch_size", "epochs", "patience"):
             options.demand(self, name, lambda n: n >= 1, "at least 1")
         for name in ("learning_rate", "bert_learning_rate", "clip"):
             options.demand(self, name, lambda r: r > 0, "positive")
-        for name in ("alpha", "beta", "gamma", "penalty", "margin"):
+        for name in ("alpha", "beta", "gamma", "margin"):
             options.demand(self, name, lambda w: w >= 0, "at least 0")
-        for name in ("dropout", "average"):
-            options.demand(self, name, lambda p: 0 <= p < 1, "at least 0 and below 1")
+        options.demand(self, "dropout", lambda p: 0 <= p < 1, "at least 0 and below 1")
         options.demand(self, "seed", lambda n: 0 <= n < 2**30, "in 0 … 2**30 − 1")
         options.demand(self, "modalities", lambda m: m and set(m) <= set("avl"), "letters of avl")
-        for name in ("data", "labels", "bert"):  # a resumed run finds them from anywhere
+        for name in ("data", "labels", "bert"):  # absolute, so that a run resumes from any folder
             path = getattr(self, name)
             if path not in (None, encoders.SMALL) and Path(path).exists():
                 setattr(self, name, str(Path(path).resolve()))
 
 
 def parse(argv: list[str]) -> tuple[Config | None, str | None]:
-    """What was typed: a configuration, or the run to go on with. Exits with code 2 on a typo."""
+    """What was typed: a configuration, or the run to resume. Exits with code 2 on a typo."""
     return options.parse(Config, PRESETS, "dataset", __doc__, argv)
 
 
 def read_config(path: Path) -> Config:
-    """The configuration of a run's folder. Raises UserError if `path` is none."""
+    """The configuration of a run's folder. Raises UserError if `path` is not one."""
     try:
         return Config(**read_json(path / "config.json"))
     except (UserError, TypeError) as error:  # TypeError: other fields
-        raise UserError(f"{path} is no folder of a run: {error}") from None
+        raise UserError(f"{path} is not the folder of a run: {error}") from None
 
 
 # ── Metrics ───────────────────────────────────────────────────────────────────────────────────────
@@ -170,26 +173,54 @@ def number(column: str, value: float) -> str:
 
 
 # ── Preparation ───────────────────────────────────────────────────────────────────────────────────
-class Run(NamedTuple):
+class Trainable(Protocol):
+    """What this file asks of a model, which is an nn.Module: MSFN, or what a `build` returns."""
+
+    embeddings: (
+        nn.ModuleDict
+    )  # torchrun's processes share the work of these: see plumbing.processes
+
+    def __call__(self, inputs: dict, video: Tensor) -> NamedTuple:
+        """-> a NamedTuple with `prediction`, (B,), and what `losses` needs"""
+
+    def losses(self, output: NamedTuple, y: Tensor) -> NamedTuple:
+        """-> a NamedTuple of () tensors: `total`, which is minimized, and terms to log"""
+
+    def parameter_groups(self) -> list[dict]:
+        """Adam's groups, with maximize=True for the other side of a game"""
+
+
+Build = Callable[[Config, dict[str, int], nn.Module], Trainable]
+
+
+def build_msfn(config: Config, widths: dict[str, int], encoder: nn.Module) -> MSFN:
+    """MSFN over audio, vision and language. widths: {"a": d_a, "v": d_v}, columns of a frame"""
+    c = config
+    embeddings = {m: LSTMs(widths[m], c.d, c.lstm_width, c.dropout) for m in data.FRAMES}
+    return MSFN(c, {**embeddings, "l": BERTs(encoder, c.d, c.pooling, c.dropout)})
+
+
+@dataclass
+class Session:
     """What a run works with."""
 
-    model: nn.Module
-    encoder: nn.Module  # the pre-trained part of it
-    segments: dict[str, data.Segments]  # by split
+    config: Config
+    model: Trainable
+    encoder: nn.Module  # the pre-trained part of the model
     tokenizer: PreTrainedTokenizerBase
     standardizer: data.Standardizer
+    segments: dict[str, data.Segments]  # by split
+    corpus: data.Corpus
     device: torch.device
-    fingerprint: str | None = None  # of the data file
+    forward: Callable  # the model, its embeddings shared among processes
+    optimizer: torch.optim.Optimizer
 
 
-def prepare(config: Config, build=MSFN) -> Run:
-    """Data and model of a run. Raises UserError for what the user can mend."""
+def prepare(config: Config, build: Build = build_msfn) -> Session:
+    """Load the data, build the model. Raises UserError for what the user can fix."""
     device = devices.pick(config.device)
-    # A gradient that fades over hundreds of frames ends in numbers that a CPU multiplies 10 x slower.
-    torch.set_flush_denormal(True)
     corpus = data.load(config.dataset, config.data, config.labels)
     print(corpus.description)
-    config.data = corpus.path  # a resumed run must not find another file
     standardizer = data.Standardizer.fit(corpus["train"])
     torch.manual_seed(config.seed)
     texts = [corpus[split].text for split in data.SPLITS]
@@ -199,66 +230,97 @@ def prepare(config: Config, build=MSFN) -> Run:
         for split in data.SPLITS
     }
     model = build(config, corpus.dims, encoder).to(device)
-    return Run(model, encoder, segments, tokenizer, standardizer, device, corpus.fingerprint)
+    forward = processes.distribute(model, device)
+    optimizer = make_optimizer(config, model, encoder, device)
+    return Session(
+        config,
+        model,
+        encoder,
+        tokenizer,
+        standardizer,
+        segments,
+        corpus,
+        device,
+        forward,
+        optimizer,
+    )
 
 
 def loader(segments: data.Segments, config: Config, epoch: int | None = None) -> DataLoader:
-    """Batches of one epoch, shuffled by (seed, epoch); None: unshuffled."""
+    """The batches of an epoch, shuffled by (seed, epoch); without an epoch, in order."""
     seed = None if epoch is None else (config.seed, epoch)
     plan = data.batches(segments.video, config.batch_size, config.attention == "video", seed)
-    options = {"collate_fn": segments.collate, "pin_memory": torch.cuda.is_available()}
-    return DataLoader(segments, batch_sampler=plan, **options)
+    pinned = torch.cuda.is_available()
+    return DataLoader(segments, batch_sampler=plan, collate_fn=segments.collate, pin_memory=pinned)
 
 
-def make_optimizer(run: Run, config: Config) -> torch.optim.Adam:
+def make_optimizer(
+    config: Config, model: Trainable, encoder: nn.Module, device: torch.device
+) -> torch.optim.Adam:
     """Adam for both sides of the game; the encoder may have a learning rate of its own."""
-    encoder = {id(p) for p in run.encoder.parameters()}
-    slower = {"lr": config.bert_learning_rate or config.learning_rate}
+    of_encoder = {id(p) for p in encoder.parameters()}
     groups = []
-    for group in run.model.parameter_groups():
-        slow = [p for p in group["params"] if id(p) in encoder]
-        rest = [p for p in group["params"] if id(p) not in encoder]
-        groups += [{**group, "params": rest}, {**group, "params": slow, **slower}]
-    return torch.optim.Adam(groups, config.learning_rate, fused=run.device.type in ("cpu", "cuda"))
+    for group in model.parameter_groups():
+        slow = [p for p in group["params"] if id(p) in of_encoder]
+        rest = [p for p in group["params"] if id(p) not in of_encoder]
+        rate = config.bert_learning_rate or config.learning_rate
+        groups += [{**group, "params": rest}, {**group, "params": slow, "lr": rate}]
+    return torch.optim.Adam(groups, config.learning_rate, fused=device.type in ("cpu", "cuda"))
 
 
 # ── A step, an epoch ──────────────────────────────────────────────────────────────────────────────
-def train_step(run: Run, forward, optimizer, config: Config, batch: data.Batch) -> dict:
-    """One batch: forward, backward, and a step of each side -> its losses and what was observed."""
-    lengths = {m: batch.inputs[m][1] for m in MODALITIES}  # on the CPU, where they are looked at
-    batch = batch.to(run.device)
-    with devices.autocast(config.amp, run.device):
-        output = forward(batch.inputs, batch.video)
+def train_step(session: Session, batch: data.Batch) -> dict[str, Tensor]:
+    """One batch: forward, backward, and a step of each side -> the numbers to log."""
+    batch = batch.to(session.device)
+    with devices.autocast(session.config.amp, session.device):
+        output = session.forward(batch.inputs, batch.video)
     output = devices.float32(output)
-    losses = run.model.losses(output, batch.y, lengths)
-    losses[0].backward()
+    losses = session.model.losses(output, batch.y)
+    losses.total.backward()
+    groups = session.optimizer.param_groups
     for ascends in (False, True):
-        side = [g["params"] for g in optimizer.param_groups if g["maximize"] == ascends]
-        clip_grad_norm_([p for group in side for p in group], config.clip)
-    optimizer.step()
-    optimizer.zero_grad()
-    logged = losses._asdict() | run.model.observed(output, lengths)
+        side = [p for group in groups if group["maximize"] == ascends for p in group["params"]]
+        clip_grad_norm_(side, session.config.clip)
+    session.optimizer.step()
+    session.optimizer.zero_grad()
+    logged = losses._asdict() | discriminator_means(output)
     return {name: value.detach() for name, value in logged.items()}
 
 
-def train_epoch(run: Run, forward, optimizer, config: Config, epoch: int) -> dict[str, float]:
-    """-> the mean over its batches of each number logged.
+def discriminator_means(output: NamedTuple) -> dict[str, Tensor]:
+    """The means of D_m(G_m(x_m)) and of D_m(G_k(x_k)), k ≠ m; {} without a game of two modalities."""
+    logits = {
+        m: present(z, output.rows)
+        for m, z in getattr(output, "logits", {}).items()
+        if len(output.rows[m]) > 0
+    }
+    if len(logits) < 2:
+        return {}
+    real = torch.cat([logits[m][m] for m in logits]).sigmoid().mean()
+    fake = torch.cat([logits[m][k] for m in logits for k in logits if k != m]).sigmoid().mean()
+    return {"d_real": real, "d_fake": fake}
 
-    All randomness comes from (seed, epoch), so that a resumed run draws the same. Raises UserError,
-    naming term and segments, when a loss is no longer finite.
+
+@devices.flush_denormals()
+def train_epoch(session: Session, epoch: int) -> dict[str, float]:
+    """-> the mean over the batches of each number that `train_step` logs.
+
+    All randomness comes from (seed, epoch), so that a resumed run draws the same numbers. Raises
+    UserError, naming the term and the segments, if a loss is not finite.
     """
-    run.model.train()
-    torch.manual_seed(config.seed * 1_000_003 + epoch)
-    batches = loader(run.segments["train"], config, epoch)
+    train_segments = session.segments["train"]
+    session.model.train()
+    torch.manual_seed(session.config.seed * 1_000_003 + epoch)
+    batches = loader(train_segments, session.config, epoch)
     logged = defaultdict(list)
     for batch in tqdm(batches, f"epoch {epoch}", leave=False, disable=processes.RANK > 0 or None):
-        for name, value in train_step(run, forward, optimizer, config, batch).items():
+        for name, value in train_step(session, batch).items():
             logged[name].append(value)
     logged = {name: torch.stack(values).cpu().tolist() for name, values in logged.items()}
-    for name in [*list(logged)[1:], *list(logged)[:1]]:  # terms say more than their total
-        for value, rows in zip(logged[name], batches.batch_sampler, strict=False):
+    for name in sorted(logged, key=lambda name: name == "total"):  # the terms say more than L
+        for value, rows in zip(logged[name], batches.batch_sampler, strict=True):
             if not math.isfinite(value):
-                ids = " ".join(run.segments["train"].split.ids[i] for i in rows)
+                ids = " ".join(train_segments.split.ids[i] for i in rows)
                 raise UserError(
                     f"{name} is {value} in epoch {epoch}, segments {ids}: stopped, the last "
                     "checkpoint is kept; a smaller --learning-rate may help"
@@ -267,66 +329,67 @@ def train_epoch(run: Run, forward, optimizer, config: Config, epoch: int) -> dic
 
 
 @torch.no_grad()
-def predict(run: Run, segments: data.Segments, config: Config) -> tuple[np.ndarray, np.ndarray]:
+@devices.flush_denormals()
+def predict(session: Session, segments: data.Segments) -> tuple[np.ndarray, np.ndarray]:
     """-> ŷ and y of every segment of a split, in its order: (N,) float32 each"""
-    run.model.eval()
-    batches, predictions = loader(segments, config), []
+    session.model.eval()
+    batches, predictions = loader(segments, session.config), []
     for batch in batches:
-        batch = batch.to(run.device)
-        with devices.autocast(config.amp, run.device):
-            predictions.append(run.model(batch.inputs, batch.video)[0].float())
+        batch = batch.to(session.device)
+        with devices.autocast(session.config.amp, session.device):
+            predictions.append(session.model(batch.inputs, batch.video).prediction.float())
     order = np.concatenate(batches.batch_sampler)
     return torch.cat(predictions).cpu().numpy()[order.argsort()], np.asarray(segments.split.y)
 
 
 # ── The whole run ─────────────────────────────────────────────────────────────────────────────────
-def train(config: Config, folder: RunFolder | None = None, build=MSFN, observe=None) -> dict:
-    """Train, choose the epoch on valid, read test once -> what results.json holds.
+def train(
+    config: Config,
+    folder: RunFolder | None = None,
+    build: Build = build_msfn,
+    observe: Callable[[Session], dict] | None = None,
+) -> dict:
+    """Train, choose the epoch on valid, read test once -> the content of results.json.
 
-    folder: a run to go on with; without it, a new one. build: the class to train. observe(run,
-    config): a dict of numbers to log after each epoch. Raises UserError.
+    folder: the run to resume; None: a new one. build: makes the model. observe: its numbers are
+    logged after each epoch. Raises UserError.
     """
-    run = prepare(config, build)
+    session = prepare(config, build)
+    fingerprint = session.corpus.fingerprint
     if folder is None:
         folder = RunFolder.create(config.runs, config.name, f"{config.dataset}-seed{config.seed}")
-        saved = run.standardizer.to_dict(), run.encoder.config, run.tokenizer
-        folder.describe(asdict(config), *saved)
-    optimizer = make_optimizer(run, config)
-    shown, kept = run, nn.ModuleList([run.model])  # what is evaluated; what a checkpoint holds
-    if config.average:
-        average = AveragedModel(run.model, multi_avg_fn=get_ema_multi_avg_fn(config.average))
-        optimizer.register_step_post_hook(lambda *_: average.update_parameters(run.model))
-        shown = run._replace(model=average.module)
-        kept.append(average)
-    forward = processes.distribute(run.model, run.device)
+        saved = asdict(config) | {"data": session.corpus.path}  # a resumed run reads the same file
+        folder.describe(
+            saved, session.standardizer.to_dict(), session.encoder.config, session.tokenizer
+        )
     best = {"epoch": -1, "valid": dict.fromkeys(COLUMNS, math.inf)}
-    start = {"epoch": 0, "best": best, "data": run.fingerprint}
-    progress = folder.load_checkpoint(kept, optimizer, start)
-    if progress["data"] != run.fingerprint:
-        raise UserError(f"{config.data} is no longer the file that {folder.path} was begun with")
+    start = {"epoch": 0, "best": best, "data": fingerprint}
+    progress = folder.load_checkpoint(session.model, session.optimizer, start)
+    if progress["data"] != fingerprint:
+        raise UserError(f"{session.corpus.path} is not the file that {folder.path} was begun with")
     epoch, best = progress["epoch"], progress["best"]
     while epoch < config.epochs and epoch - best["epoch"] <= config.patience:
-        begun = time.perf_counter()
-        losses = train_epoch(run, forward, optimizer, config, epoch)
-        valid = metrics(*predict(shown, run.segments["valid"], config))
+        began = time.perf_counter()
+        losses = train_epoch(session, epoch)
+        valid = metrics(*predict(session, session.segments["valid"]))
         if not math.isfinite(valid["mae"]):
             raise UserError(f"valid MAE is {valid['mae']} after epoch {epoch}: stopped")
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - began
         entry = {"epoch": epoch, "seconds": seconds, "train": losses, "valid": valid}
         if observe:
-            entry["observed"] = observe(shown, config)
+            entry["observed"] = observe(session)
         folder.log(entry)
         if valid["mae"] < best["valid"]["mae"]:
             best = {"epoch": epoch, "valid": valid}
-            folder.keep_weights(shown.model)
+            folder.keep_weights(session.model)
         epoch += 1
         progress = {**start, "epoch": epoch, "best": best}
-        folder.save_checkpoint(kept, optimizer, progress)
-        print(epoch_line(config, entry), flush=True)  # last: a console can fail
-    folder.load_weights(run.model)
+        folder.save_checkpoint(session.model, session.optimizer, progress)
+        print(epoch_line(config, entry), flush=True)  # last, since a console can fail
+    folder.load_weights(session.model)
     results = {**best, "dataset": config.dataset, "seed": config.seed}
     if config.test:
-        results["test"] = metrics(*predict(run, run.segments["test"], config))
+        results["test"] = metrics(*predict(session, session.segments["test"]))
     folder.finish(results)
     show(results, folder)
     return results
@@ -339,14 +402,14 @@ def epoch_line(config: Config, entry: dict) -> str:
 
 
 def show(results: dict, folder: RunFolder):
-    """A finished run's metrics beside the paper's row."""
+    """Print a finished run's metrics beside the paper's row."""
     dataset = results["dataset"]
     print(f"\n{dataset}: epoch {results['epoch']}, the best on valid; {folder.path}")
     print(table(dataset, {f"{dataset} {s}": results[s] for s in data.SPLITS if s in results}))
 
 
-def main(argv: list[str], build=MSFN, observe=None):
-    """A new run, or one that goes on; one that is finished is shown."""
+def main(argv: list[str], build: Build = build_msfn, observe: Callable | None = None):
+    """Start a run, or resume one, or show one that is finished."""
     processes.start()
     config, resumed = parse(argv)
     if resumed is None:

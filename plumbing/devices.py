@@ -1,5 +1,7 @@
 """CPU, GPU and number formats."""
 
+from contextlib import contextmanager
+
 import torch
 
 from plumbing import explained
@@ -27,4 +29,15 @@ def float32(part):
         return {key: float32(value) for key, value in part.items()}
     if isinstance(part, tuple):
         return type(part)(*map(float32, part))
-    return part.float()
+    return part.float() if part.is_floating_point() else part
+
+
+@contextmanager
+def flush_denormals():
+    """Denormal numbers count as 0 inside, as before after."""
+    before = (torch.tensor(1e-300, dtype=torch.float64) * 1e-10).item() == 0
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)

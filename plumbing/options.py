@@ -1,11 +1,17 @@
 """A dataclass as a command line: its fields' types are the legal values, wherever they come from."""
 
 import argparse
+from dataclasses import field
 from typing import Literal, get_args, get_origin, get_type_hints
 
 from transformers import HfArgumentParser
 
 from plumbing import UserError, printable
+
+
+def option(default, help: str):
+    """A dataclass field that carries its help text to the command line."""
+    return field(default=default, metadata={"help": help})
 
 
 def check(config):
