@@ -22,9 +22,9 @@ Glossary (code, paper, meaning):
     logits[m][k]    –               z with D_m(G_k(x_k)) = σ(z), (B,)
     y, prediction   y, ŷ            sentiment in [-3, 3], (B,)
 
-README.md trains on your own tensors in 15 lines. To copy a component, take its text and the functions
-it calls. Where the code differs from the paper, `Paper:` / `Here:` / `Why:` say how. We had no Figures
-1 and 2: the number and width of layers in LSTMs, G, D, E and f are our choice.
+README.md trains on your own tensors in 15 lines. To copy a component, take its text and that of the
+functions it calls. `Paper:` / `Here:` / `Why:` say where the code differs from the paper. We had no
+Figures 1 and 2: the number and width of layers in LSTMs, G, D, E and f are our choice.
 """
 
 from dataclasses import dataclass, fields
@@ -177,8 +177,7 @@ def sentiment_classes(y: Tensor, kind: str = "seven") -> Tensor:
 def triplet_loss(h: Tensor, y: Tensor, margin: float = 1.0, reduction: str = "mean") -> Tensor:
     """Eq. 9:  L^d_m = Σ_{a,p,n : y_a = y_p ≠ y_n} [ d_{a,p} − d_{a,n} + δ ]₊,    p ≠ a
 
-    d_{i,j} is the Euclidean distance between rows i and j. Takes B³ memory: for batches above about
-    256, experiments/triplets.py computes the same in B².
+    d_{i,j} is the Euclidean distance. For B above about 256, experiments/triplets.py saves memory.
 
     Paper: a sum, and δ without a value. Our copy lost the brackets of this equation: it shows no
            hinge [·]₊, but a hinge may have been printed.
@@ -197,7 +196,7 @@ def triplet_loss(h: Tensor, y: Tensor, margin: float = 1.0, reduction: str = "me
     positive = same & ~torch.eye(len(y), dtype=torch.bool, device=y.device)
     valid = positive[:, :, None] & ~same[:, None, :]  # (B, B, B): [a, p, n]
     h = h.to(torch.promote_types(h.dtype, torch.float32))
-    # cdist's default, a matrix product, loses all digits of near rows that are far from the origin.
+    # cdist's default multiplies matrices, which is wrong for near rows far from the origin.
     d = torch.cdist(h, h, compute_mode="donot_use_mm_for_euclid_dist")  # (B, B)
     hinge = F.relu(d[:, :, None] - d[:, None, :] + margin) * valid  # (B, B, B)
     return hinge.sum() if reduction == "sum" else hinge.sum() / valid.sum().clamp(min=1)
@@ -408,9 +407,7 @@ class MSFN(nn.Module):
         """Eqs. 5–10, 12, 15, and Eq. 16:  L = L^task + α L^a + β L^d + γ L^rl
 
         A segment without modality m is no sample of m in Eqs. 5–12. If no segment has m, m counts 0
-        in Eqs. 8, 10 and 12, which still divide by the number of modalities.
-
-        y: (B,) float
+        in Eqs. 8, 10 and 12, which still divide by the number of modalities. y: (B,) float
         """
         c, rows = self.config, output.rows
         x, h, x_hat = (present(part, rows) for part in (output.x, output.h, output.x_hat))

@@ -1,0 +1,201 @@
+"""train.py: presets, reproducible runs, what is read when, and what ends a run."""
+
+import functools
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import data
+import msfn
+import plumbing
+import train
+
+
+def quick(folder="runs", **chosen):
+    """README's synthetic run, cut short."""
+    chosen = {"epochs": 2, "d": 16, "lstm_width": 8, "runs": str(folder), **chosen}
+    return train.Config(dataset="synthetic", **chosen)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_synthetic_corpus():
+    """Generated once: no test changes it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "synthetic", functools.cache(data.synthetic))
+        yield
+
+
+def recorded(config, observe=None):
+    """-> a run's results, and (split, i) of each segment in the order in which they were read."""
+    read, original, splits = [], data.Segments.__getitem__, data.synthetic().splits
+
+    def get(segments, i):
+        read.append((next(s for s in splits if splits[s] is segments.split), i))
+        return original(segments, i)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data.Segments, "__getitem__", get)
+        return train.train(config, observe=observe), read
+
+
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    return folder, recorded(quick(folder)), recorded(quick(folder))
+
+
+def test_same_seed_same_bits(two_runs):
+    folder, first, second = two_runs
+    assert first == second
+    files = "bert config.json metrics.jsonl model.safetensors results.json standardizer.json"
+    for name in ("synthetic-seed0", "synthetic-seed0-2"):
+        assert sorted(p.name for p in (folder / name).iterdir()) == files.split()
+    weights = [p.read_bytes() for p in sorted(folder.glob("*/model.safetensors"))]
+    assert len(weights) == 2 and weights[0] == weights[1]
+
+
+def test_the_test_split_is_read_once_after_the_epoch_is_chosen(two_runs):
+    """Item by item: train and valid in each of two epochs; then test."""
+    _, (_, read), _ = two_runs
+    items = iter(read)
+    for split, n in [("train", 900), ("valid", 200)] * 2 + [("test", 200)]:
+        assert sorted(itertools.islice(items, n)) == [(split, i) for i in range(n)]
+    assert not list(items)
+
+
+def test_a_search_does_not_read_the_test_split_and_logs_what_is_observed(tmp_path):
+    epochs = itertools.count(1)
+    config = quick(tmp_path, name="search", test=False)
+    results, read = recorded(config, observe=lambda session: {"epoch_seen": next(epochs)})
+    assert "test" not in results and {split for split, _ in read} == {"train", "valid"}
+    lines = (tmp_path / "search" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["observed"]["epoch_seen"] for line in lines] == [1, 2]
+
+
+def test_each_seed_and_each_epoch_draws_weights_batches_and_dropout_of_its_own(monkeypatch):
+    monkeypatch.setattr(train, "train_step", lambda *_: {})
+    drawn = []
+    for seed, epoch in ((0, 0), (0, 1), (1, 0)):
+        session = train.prepare(quick(seed=seed))
+        train.train_epoch(session, epoch)
+        dropout, weight = torch.rand(()).item(), session.model.predictor[0].weight[0, 0].item()
+        batch = next(iter(train.loader(session.segments["train"], session.config, epoch)))
+        drawn.append((weight, dropout, batch.ids))
+    assert drawn[0][0] == drawn[1][0]
+    assert all(one != other for one, other in zip(drawn[0], drawn[2], strict=True))
+    assert all(one != other for one, other in zip(drawn[0][1:], drawn[1][1:], strict=True))
+
+
+def test_predictions_stand_in_the_order_of_the_split():
+    """As in one batch of all, without dropout and without vision; nearly so in bf16."""
+    session = train.prepare(quick(modalities="al"))
+    part = session.segments["valid"]
+    prediction, y = train.predict(session, part)
+    session.config = quick(modalities="al", amp="bf16")
+    rough, _ = train.predict(session, part)
+    everyone = part.collate([part[i] for i in range(len(part))])
+    assert [n.any().item() for _, n in everyone.inputs.values()] == [True, False, True]
+    session.model.eval()
+    expected = session.model(everyone.inputs, everyone.video).prediction
+    torch.testing.assert_close(torch.from_numpy(prediction), expected, atol=1e-5, rtol=0)
+    assert y.tolist() == everyone.y.tolist() and 0 < np.abs(rough - prediction).max() < 0.05
+    fitted = data.Standardizer.fit(data.synthetic()["train"])  # reads no other split
+    assert session.standardizer.to_dict() == fitted.to_dict()
+
+
+def test_presets_are_table_1_and_what_is_chosen_beats_them():
+    """By hand from the paper: d, α, β, γ, r, batch size, Drop; then what README says is ours."""
+    names = ("d", "alpha", "beta", "gamma", "learning_rate", "batch_size", "dropout")
+    mosei, mosi = (256, 0.4, 0.3, 0.1, 1e-4, 16, 0.1), (128, 0.2, 0.5, 0.2, 1e-4, 64, 0.1)
+    for dataset, values in (("mosei", mosei), ("mosi", mosi)):
+        config = train.Config(dataset=dataset)
+        assert train.parse(["--dataset", dataset])[0] == config
+        assert tuple(getattr(config, name) for name in names) == values
+    assert train.parse([])[0] == config
+    ours = (config.lstm_width, config.epochs, config.patience, config.clip, config.bert)
+    assert ours == (64, 30, 8, 1.0, "google-bert/bert-base-uncased")
+    assert config.bert_learning_rate is None and config.modalities == "avl" and config.test
+    open_choices = {name: getattr(config, name) for name in vars(msfn.MSFNConfig())}
+    table_1 = {"d", "alpha", "beta", "gamma", "dropout"}
+    assert {k: v for k, v in open_choices.items() if k not in table_1} == {
+        "adversarial": "literal",
+        "triplet_features": "h",
+        "margin": 1.0,
+        "classes": "seven",
+        "detach_target": False,
+        "attention": "video",
+        "reduction": "mean",
+    }
+    typed = train.parse(["--dataset", "mosei", "--batch-size", "8", "--no-test"])[0]
+    assert (typed.batch_size, typed.d, typed.test) == (8, 256, False)
+    assert train.Config(dataset="mosei", batch_size=8, test=False) == typed
+    with pytest.raises(TypeError, match="no option alhpa"):
+        train.Config(alhpa=1.0)
+
+
+def test_the_configuration_reaches_the_embeddings():
+    session = train.prepare(quick(dropout=0.9, pooling="cls"))
+    audio, text = session.model.embeddings["a"], session.model.embeddings["l"]
+    assert (audio.dense.in_features, audio.dropout.p) == (2 * 8, 0.9)
+    assert (text.pooling, text.dropout.p, session.model.predictor[2].p) == ("cls", 0.9, 0.9)
+
+
+def test_both_sides_are_clipped_by_themselves_and_bert_may_be_slower(monkeypatch):
+    config = quick(clip=0.5, bert_learning_rate=1e-9)
+    session = train.prepare(config)
+    before = {n: p.detach().clone() for n, p in session.model.named_parameters()}
+    norms, clip, number = [], train.clip_grad_norm_, []
+
+    def constant(parameters, norm):
+        assert all(p.grad is not None for p in parameters)  # L reaches all that is trained
+        for p in parameters:
+            p.grad = torch.ones_like(p)
+        clip(parameters, norm)
+        norms.append(sum(p.grad.square().sum() for p in parameters).sqrt().item())
+        number.append(len(parameters))
+
+    monkeypatch.setattr(train, "clip_grad_norm_", constant)
+    train.train_step(session, next(iter(train.loader(session.segments["valid"], config))))
+    assert norms == pytest.approx([0.5, 0.5], abs=1e-4)
+    assert sum(number) == len(before)
+    for name, parameter in session.model.named_parameters():
+        change = parameter.detach() - before[name]  # Adam's first step: the rate, times the sign
+        rate = 1e-9 if ".bert." in name else config.learning_rate
+        expected = torch.full_like(change, rate if "discriminators" in name else -rate)
+        torch.testing.assert_close(change, expected, rtol=0.02, atol=2e-7)
+
+
+NAN_LOSS = msfn, "distance_loss", torch.tensor(math.nan), "distance is nan in epoch 0, segments syn"
+NAN_MAE = train, "metrics", {"mae": math.nan}, "valid MAE is nan after epoch 0"
+
+
+@pytest.mark.parametrize("module, name, value, message", [NAN_LOSS, NAN_MAE])
+def test_a_number_that_is_not_finite_ends_a_run(
+    module, name, value, message, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(module, name, lambda *_: value)
+    with pytest.raises(plumbing.UserError, match=message):
+        train.train(quick(tmp_path))
+    assert not list(tmp_path.glob("*/model.safetensors"))
+
+
+def test_patience_counts_the_epochs_without_a_better_one(tmp_path, monkeypatch):
+    maes = iter([0.9, 0.8, 0.8, 0.85, 0.1, 0.2])  # the fifth is test's
+    monkeypatch.setattr(train, "train_epoch", lambda *_: {})
+    monkeypatch.setattr(train, "metrics", lambda *_: {"mae": next(maes), "corr": 0.0})
+    monkeypatch.setattr(train, "show", lambda *_: None)
+    results = train.train(quick(tmp_path, epochs=9, patience=2))
+    assert results["epoch"] == 1 and results["valid"]["mae"] == 0.8 and next(maes) == 0.2
+
+
+def test_preparing_leaves_the_configuration_and_the_host_program_as_they_were():
+    config = quick()
+    chosen = dict(vars(config))
+    denormal = torch.tensor(1e-310, dtype=torch.float64)
+    session = train.prepare(config)
+    train.predict(session, session.segments["valid"])
+    assert vars(config) == chosen and (denormal * 1).item() > 0
