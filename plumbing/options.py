@@ -1,75 +1,126 @@
-"""A dataclass as a command line: its fields' types are the legal values, wherever they come from."""
+"""A dataclass as a command line. Its annotations are the legal values, wherever a value comes from.
+
+This is plain argparse: HfArgumentParser spells each flag twice, has no groups in --help, and does
+not tell what was typed from what is a default.
+"""
 
 import argparse
-from dataclasses import field
-from typing import Literal, get_args, get_origin, get_type_hints
-
-from transformers import HfArgumentParser
+from collections.abc import Callable
+from dataclasses import Field, field, fields
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from plumbing import UserError, printable
 
-
-def option(default, help: str):
-    """A dataclass field that carries its help text to the command line."""
-    return field(default=default, metadata={"help": help})
+GROUPS = ("data", "model", "losses", "training", "run")  # of --help, in this order
+RESUMABLE = ("device", "data", "labels", "epochs", "patience")  # what may change in a run
 
 
-def check(config):
-    """Each field has the type, or is one of the literals, that it says; no number is NaN or huge.
+def option(default: Any, help: str, group: str) -> Any:
+    """A dataclass field with its help text and the group in which --help lists it."""
+    return field(default=default, metadata={"help": help, "group": group})
 
-    What is typed and what is read back from a file meet the same test. Raises UserError.
-    """
+
+def check(config: Any) -> None:
+    """Raise UserError unless each field has its annotated type and no number is NaN or huge."""
     for name, kind in get_type_hints(type(config)).items():
         value, allowed = getattr(config, name), get_args(kind) or (kind,)
         if get_origin(kind) is Literal:
-            legal = value in allowed
+            valid = value in allowed
         else:
-            legal = type(value) in allowed or (float in allowed and type(value) is int)
-        names = ", ".join(getattr(each, "__name__", str(each)) for each in allowed)
-        if not legal:
-            raise refusal(name, value, f"of {names}")
+            valid = type(value) in allowed or (float in allowed and type(value) is int)
+        if not valid:
+            names = " or ".join(getattr(each, "__name__", str(each)) for each in allowed)
+            raise invalid(name, value, names)
         demand(config, name, lambda v: v != "", "some text")  # an unset variable of the shell
         if type(value) in (int, float):
             demand(config, name, lambda n: abs(n) < 2**31, "a number below 2**31")  # NaN is not
 
 
-def demand(config, name: str, holds, what: str):
-    """Raises UserError unless holds(the field's value), or the value is None."""
+def demand(config: Any, name: str, holds: Callable[[Any], bool], what: str) -> None:
+    """Raise UserError unless the field is None or holds(its value)."""
     value = getattr(config, name)
     if value is not None and not holds(value):
-        raise refusal(name, value, what)
+        raise invalid(name, value, what)
 
 
-def refusal(name: str, value, what: str) -> UserError:
-    shown = printable(repr(value))
-    return UserError(f"--{name.replace('_', '-')} must be {what}, not {shown}")
+def invalid(name: str, value: Any, what: str) -> UserError:
+    return UserError(f"{flag(name)} must be {what}, not {printable(repr(value))}")
 
 
-def parse(kind: type, presets: dict[str, dict], chosen_by: str, description: str, argv: list[str]):
-    """What was typed, over the preset that `--chosen_by` names, over the fields' defaults.
+def flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
-    -> an instance of the dataclass `kind`, None; or None, RUN after `--resume RUN`, which stands
-    alone. Exits with code 2 on a typo.
+
+class Parser(argparse.ArgumentParser):
+    """Raises UserError with two lines for a typo, instead of printing the usage and exiting."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}\n{self.prog} --help lists the options")
+
+
+def parse(
+    kind: type,
+    argv: list[str],
+    description: str,
+    presets: dict[str, dict[str, Any]],
+    helps: dict[str, tuple[str, str]],
+) -> tuple[Any, str | None, dict[str, Any]]:
+    """Parse a command line. Raises UserError for a typo.
+
+    kind: a dataclass. presets: what differs from its defaults, by name, for --help.
+    helps: (group, help text) of the fields that are not made by `option`.
+    -> (kind(**typed), None, {}), or (None, RUN, typed) after --resume RUN, beside which only
+    RESUMABLE can be typed
     """
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--resume", metavar="RUN", help="go on with a run; takes no other option")
-    parser = HfArgumentParser(
-        kind,
-        parents=[first],
-        allow_abbrev=False,
+    # Nothing has a default here: `kind` must be able to tell what was typed.
+    parser = Parser(
+        prog="python train.py",
+        usage="%(prog)s [options]",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+        add_help=False,
     )
-    resumed, others = first.parse_known_args(argv)
-    if resumed.resume == []:  # what argparse makes of --resume=--
-        parser.error("--resume takes the folder of a run")
-    if resumed.resume is not None and others and "-h" not in others and "--help" not in others:
-        parser.error(f"--resume takes no other option, not {others[0]}")
-    if resumed.resume is not None and not others:
-        return None, resumed.resume
-    first.add_argument(f"--{chosen_by}", default=parser.get_default(chosen_by))
-    preset = getattr(first.parse_known_args(argv)[0], chosen_by)
-    parser.set_defaults(**presets.get(preset, {}))
+    groups = {name: parser.add_argument_group(name) for name in GROUPS}
+    hints = get_type_hints(kind)
+    for each in fields(kind):
+        group, text = helps.get(each.name) or (each.metadata["group"], each.metadata["help"])
+        differing = {
+            name: preset[each.name] for name, preset in presets.items() if each.name in preset
+        }
+        add(groups[group], each, hints[each.name], text, differing)
+    changes = ", ".join(map(flag, RESUMABLE))
+    text = f"continue this run; of the other options it takes {changes}"
+    groups["run"].add_argument("--resume", metavar="RUN", help=text)
+    groups["run"].add_argument("-h", "--help", action="help", help="show this help and exit")
     typed = vars(parser.parse_args(argv))
-    del typed["resume"]
-    return kind(**typed), None
+    if "resume" not in typed:
+        return kind(**typed), None, {}
+    run = typed.pop("resume")
+    if run == []:  # Python 3.11 makes this of --resume=--
+        parser.error("--resume takes the folder of a run")
+    if fixed := [name for name in typed if name not in RESUMABLE]:
+        parser.error(f"--resume takes only {changes} beside it, not {flag(fixed[0])}")
+    return None, run, typed
+
+
+def add(
+    group: argparse._ArgumentGroup, each: Field, kind: Any, text: str, differing: dict[str, Any]
+) -> None:
+    """Add a field to a group of --help. differing: the presets' defaults where they are others."""
+    text = text.replace("%", "%%")
+    if kind is bool:  # one flag, which changes the default
+        name = f"no_{each.name}" if each.default else each.name
+        settings = {"action": "store_const", "const": not each.default, "dest": each.name}
+        group.add_argument(flag(name), help=text, **settings)
+        return
+    if each.default is not None:  # otherwise the text says what happens
+        defaults = {"default": each.default, **differing}
+        text = f"{text} ({'; '.join(f'{name}: {value}' for name, value in defaults.items())})"
+    if get_origin(kind) is Literal:
+        group.add_argument(flag(each.name), help=text, choices=get_args(kind))
+    else:
+        kind = (get_args(kind) or (kind,))[0]  # X of X | None
+        metavar = {str: "TEXT", int: "N", float: "X"}[kind]
+        group.add_argument(flag(each.name), help=text, type=kind, metavar=metavar)
