@@ -6,18 +6,12 @@ not tell what was typed from what is a default.
 
 import argparse
 from collections.abc import Callable
-from dataclasses import Field, field, fields
+from dataclasses import Field, fields
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from plumbing import UserError, printable
 
-GROUPS = ("data", "model", "losses", "training", "run")  # of --help, in this order
 RESUMABLE = ("device", "data", "labels", "epochs", "patience")  # what may change in a run
-
-
-def option(default: Any, help: str, group: str) -> Any:
-    """A dataclass field with its help text and the group in which --help lists it."""
-    return field(default=default, metadata={"help": help, "group": group})
 
 
 def check(config: Any) -> None:
@@ -63,12 +57,12 @@ def parse(
     argv: list[str],
     description: str,
     presets: dict[str, dict[str, Any]],
-    helps: dict[str, tuple[str, str]],
+    helps: dict[str, dict[str, str]],
 ) -> tuple[Any, str | None, dict[str, Any]]:
     """Parse a command line. Raises UserError for a typo.
 
     kind: a dataclass. presets: what differs from its defaults, by name, for --help.
-    helps: (group, help text) of the fields that are not made by `option`.
+    helps: {group of --help: {field: help text}}
     -> (kind(**typed), None, {}), or (None, RUN, typed) after --resume RUN, beside which only
     RESUMABLE can be typed
     """
@@ -82,18 +76,16 @@ def parse(
         allow_abbrev=False,
         add_help=False,
     )
-    groups = {name: parser.add_argument_group(name) for name in GROUPS}
-    hints = get_type_hints(kind)
-    for each in fields(kind):
-        group, text = helps.get(each.name) or (each.metadata["group"], each.metadata["help"])
-        differing = {
-            name: preset[each.name] for name, preset in presets.items() if each.name in preset
-        }
-        add(groups[group], each, hints[each.name], text, differing)
+    hints, by_name = get_type_hints(kind), {each.name: each for each in fields(kind)}
+    for title, texts in helps.items():
+        group = parser.add_argument_group(title)
+        for name, text in texts.items():
+            differing = {key: preset[name] for key, preset in presets.items() if name in preset}
+            add(group, by_name[name], hints[name], text, differing)
     changes = ", ".join(map(flag, RESUMABLE))
     text = f"continue this run; of the other options it takes {changes}"
-    groups["run"].add_argument("--resume", metavar="RUN", help=text)
-    groups["run"].add_argument("-h", "--help", action="help", help="show this help and exit")
+    group.add_argument("--resume", metavar="RUN", help=text)
+    group.add_argument("-h", "--help", action="help", help="show this help and exit")
     typed = vars(parser.parse_args(argv))
     if "resume" not in typed:
         return kind(**typed), None, {}

@@ -80,7 +80,7 @@ def test_each_seed_and_each_epoch_draws_weights_batches_and_dropout_of_its_own(m
     monkeypatch.setattr(train, "train_step", lambda *_: {})
     drawn = []
     for seed, epoch in ((0, 0), (0, 1), (1, 0)):
-        session = train.prepare(quick(seed=seed))
+        session = train.Session(quick(seed=seed))
         train.train_epoch(session, epoch)
         dropout, weight = torch.rand(()).item(), session.model.predictor[0].weight[0, 0].item()
         batch = next(iter(train.loader(session.segments["train"], session.config, epoch)))
@@ -92,7 +92,7 @@ def test_each_seed_and_each_epoch_draws_weights_batches_and_dropout_of_its_own(m
 
 def test_predictions_stand_in_the_order_of_the_split():
     """As in one batch of all, without dropout and without vision; nearly so in bf16."""
-    session = train.prepare(quick(modalities="al"))
+    session = train.Session(quick(modalities="al"))
     part = session.segments["valid"]
     prediction, y = train.predict(session, part)
     session.config = quick(modalities="al", amp="bf16")
@@ -138,7 +138,7 @@ def test_presets_are_table_1_and_what_is_chosen_beats_them():
 
 
 def test_the_configuration_reaches_the_embeddings():
-    session = train.prepare(quick(dropout=0.9, pooling="cls"))
+    session = train.Session(quick(dropout=0.9, pooling="cls"))
     audio, text = session.model.embeddings["a"], session.model.embeddings["l"]
     assert (audio.dense.in_features, audio.dropout.p) == (2 * 8, 0.9)
     assert (text.pooling, text.dropout.p, session.model.predictor[2].p) == ("cls", 0.9, 0.9)
@@ -146,7 +146,7 @@ def test_the_configuration_reaches_the_embeddings():
 
 def test_both_sides_are_clipped_by_themselves_and_bert_may_be_slower(monkeypatch):
     config = quick(clip=0.5, bert_learning_rate=1e-9)
-    session = train.prepare(config)
+    session = train.Session(config)
     before = {n: p.detach().clone() for n, p in session.model.named_parameters()}
     norms, clip, number = [], train.clip_grad_norm_, []
 
@@ -196,6 +196,6 @@ def test_preparing_leaves_the_configuration_and_the_host_program_as_they_were():
     config = quick()
     chosen = dict(vars(config))
     denormal = torch.tensor(1e-310, dtype=torch.float64)
-    session = train.prepare(config)
+    session = train.Session(config)
     train.predict(session, session.segments["valid"])
     assert vars(config) == chosen and (denormal * 1).item() > 0
