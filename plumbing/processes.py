@@ -1,51 +1,79 @@
-"""torchrun: many processes that compute what one would.
+"""torchrun: several processes that compute what one process would.
 
-A loss that compares segments with each other cannot be computed from a process's own share of a batch.
-So only the embeddings, which cost nearly everything and work segment by segment, are shared out:
-each process embeds its rows, all rows are gathered, and what follows is computed alike in each.
+A loss that compares segments with each other needs the whole batch. So the processes share only the
+embeddings, which cost nearly everything and work segment by segment: each process embeds its rows,
+all rows are gathered, and every process computes the rest.
 """
 
 import os
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-RANK, WORLD = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+from plumbing import UserError, explained
 
 
-def start():
-    """Join the other processes, if torchrun started any; only process 0 prints."""
-    if WORLD > 1 and not dist.is_initialized():
-        cuda = torch.cuda.is_available()
-        if cuda:
-            torch.cuda.set_device(RANK % torch.cuda.device_count())
-        dist.init_process_group("nccl" if cuda else "gloo")
-        if RANK > 0:
-            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+def joined() -> bool:
+    """Whether this process works together with others."""
+    return dist.is_available() and dist.is_initialized()
 
 
-def wait_for_all():
-    """What process 0 wrote before this line can be read by all after it."""
-    if WORLD > 1:
+def rank() -> int:
+    """This process's number, from 0."""
+    return dist.get_rank() if joined() else 0
+
+
+def world_size() -> int:
+    """The number of processes that work together."""
+    return dist.get_world_size() if joined() else 1
+
+
+def start() -> None:
+    """Join the other processes if torchrun started this one; only process 0 prints.
+
+    Raises UserError if another launcher left its variables behind.
+    """
+    alone = {"RANK": "0", "WORLD_SIZE": "1"}
+    others = [name for name in alone if os.environ.get(name, alone[name]) != alone[name]]
+    if joined() or not others:
+        return
+    if not dist.is_torchelastic_launched():
+        raise UserError(
+            f"{others[0]} is {os.environ[others[0]]!r}, but torchrun did not start this process: "
+            "unset RANK and WORLD_SIZE, or start with torchrun"
+        )
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    with explained("the processes of torchrun cannot connect"):
+        dist.init_process_group()  # gloo for tensors on the CPU, nccl for those on a GPU
+    if rank() > 0:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+
+
+def wait_for_all() -> None:
+    """Return when every process is here: then all can read what process 0 wrote before."""
+    if world_size() > 1:
         dist.barrier()
 
 
-def from_first(value):
-    """The value that process 0 has, in each process."""
+def from_first(value: Any) -> Any:
+    """The value that process 0 has, in every process."""
     values = [value]
-    if WORLD > 1:
+    if world_size() > 1:
         dist.broadcast_object_list(values)
     return values[0]
 
 
 class Gather(torch.autograd.Function):
-    """The rows that each process computed -> all rows, in each; gradients are summed likewise."""
+    """The rows that each process computed -> all rows, in every process; gradients are summed."""
 
     @staticmethod
-    def forward(ctx, mine: Tensor, rows: slice, B: int) -> Tensor:
+    def forward(ctx: Any, mine: Tensor, rows: slice, B: int) -> Tensor:
         ctx.rows = rows
         everyone = mine.new_zeros(B, *mine.shape[1:])
         everyone[rows] = mine
@@ -53,31 +81,34 @@ class Gather(torch.autograd.Function):
         return everyone
 
     @staticmethod
-    def backward(ctx, gradient: Tensor):
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         gradient = gradient.contiguous()
         dist.all_reduce(gradient)
         return gradient[ctx.rows], None, None
 
 
 def distribute(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model for the forward pass: itself, or with the work of its embeddings shared out.
+    """The model for the forward pass: the model itself, or one that shares out its embeddings.
 
-    model.embeddings: blocks that are called with (values, lengths) of B segments and give (B, d), row
-    by row. model.forward has to use every parameter: DDP fails at one that only a loss uses. The
-    gradient of what is gathered is a sum over the processes and DDP takes the mean, so loss and
-    gradients are those of a single process.
+    model.embeddings: modules called with (values, lengths) of B segments that return (B, d), row by
+    row. model.forward must use every parameter, since DDP fails at one that only a loss uses. The
+    gradient of the gathered rows is a sum over the processes and DDP takes the mean, so loss and
+    gradients equal those of one process.
     """
-    if WORLD == 1:
+    if world_size() == 1:
         return model
-    ids = [device] if device.type == "cuda" else None
+    gpus = [device] if device.type == "cuda" else []
 
-    def shared(alone):
+    def shared(alone: Callable) -> Callable:
         def forward(values: Tensor, lengths: Tensor) -> Tensor:
             # Slices: an index of rows would be copied to the GPU, and each such copy waits for it.
-            start, stop = (len(values) * rank // WORLD for rank in (RANK, RANK + 1))
-            rows, some = slice(start, stop), slice(start, max(stop, start + 1))  # a block takes ≥ 1
-            seed = int(torch.randint(1 << 60, ())) + RANK  # each share has a dropout of its own
-            with torch.random.fork_rng(ids or ()):
+            start, stop = (len(values) * number // world_size() for number in (rank(), rank() + 1))
+            rows, some = (
+                slice(start, stop),
+                slice(start, max(stop, start + 1)),
+            )  # a module needs ≥ 1
+            seed = int(torch.randint(1 << 60, ())) + rank()  # each share draws its own dropout
+            with torch.random.fork_rng(gpus):
                 torch.manual_seed(seed)
                 mine = alone(values[some], lengths[some])[: stop - start]
             return Gather.apply(mine, rows, len(values))
@@ -86,7 +117,6 @@ def distribute(model: nn.Module, device: torch.device) -> nn.Module:
 
     for block in model.embeddings.values():
         block.forward = shared(block.forward)
-    # A process whose share has no text gives BERT's embeddings no gradient: find_unused_parameters.
-    return DistributedDataParallel(
-        model, ids, forward_sync_buffers=False, find_unused_parameters=True
-    )
+    # find_unused_parameters: a share without text gives BERT's embeddings no gradient.
+    # No device_ids: with them DDP would move the lengths, which stay on the CPU.
+    return DistributedDataParallel(model, forward_sync_buffers=False, find_unused_parameters=True)

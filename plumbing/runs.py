@@ -1,61 +1,65 @@
-"""A run's folder: each file in it is written whole or not at all, by process 0 alone.
+"""A run's folder. Process 0 writes its files, each of them whole or not at all.
 
-    config.json         what was typed, over presets and defaults
+    config.json         every option's value
     standardizer.json   the train split's means and standard deviations
-    bert/               the encoder's configuration and its tokeniser
-    metrics.jsonl       a line an epoch
-    checkpoint.pt       after each epoch, until the run is finished: all that going on takes
-    model.safetensors   the best epoch's weights
-    results.json        valid and test, when the run is finished
+    bert/               the encoder's configuration and its tokenizer
+    metrics.jsonl       one line per epoch
+    checkpoint.pt       after each epoch, until the run is finished: everything needed to resume
+    model.safetensors   the weights of the best epoch
+    results.json        metrics on valid and test, when the run is finished
 
-JSON, tensors and plain containers: to read them back runs no code.
+These are JSON, tensors and plain containers: no code runs when they are read.
 """
 
 import json
 import shutil
 import zipfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from plumbing import UserError, explained, regular
-from plumbing.processes import RANK, from_first, wait_for_all
+from plumbing.processes import from_first, rank, wait_for_all
 
 
+# ── Files ─────────────────────────────────────────────────────────────────────────────────────────
 @contextmanager
-def replacing(path: Path):
-    """A temporary name to write to; renamed to `path` when it is whole. Raises UserError."""
-    beside = path.with_name(path.name + ".tmp")
-    _remove(beside)  # what a killed run left
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path to write to, renamed to `path` at the end of the block. Raises UserError."""
+    temporary = path.with_name(path.name + ".tmp")
+    remove(temporary)  # a killed run may have left it
     try:
-        with explained(f"{path} cannot be written, what was there is kept"):  # of a full disk
-            yield beside  # torch says RuntimeError, tokenizers Exception
-            beside.replace(path)
+        with explained(f"{path} cannot be written; the old one was kept"):  # a full disk:
+            yield temporary  # torch raises RuntimeError, tokenizers Exception
+            temporary.replace(path)
     finally:
-        _remove(beside)
+        remove(temporary)
 
 
-def _remove(path: Path):
+def remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
 
 
-def write(path: Path, content: bytes):
-    with replacing(path) as beside:
-        beside.write_bytes(content)
+def write(path: Path, content: bytes) -> None:
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
-def write_json(path: Path, content: dict):
+def write_json(path: Path, content: dict) -> None:
     write(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def read_json(path: Path) -> dict:
-    """What `write_json` wrote. Raises UserError for a file that is missing or no JSON object."""
+    """Read what `write_json` wrote. Raises UserError if the file is missing or damaged."""
     with explained(f"{path} cannot be read"):
         content = json.loads(regular(path).read_bytes())
         if not isinstance(content, dict):
@@ -63,107 +67,142 @@ def read_json(path: Path) -> dict:
     return content
 
 
+# ── A run ─────────────────────────────────────────────────────────────────────────────────────────
 class RunFolder:
     """The files of one run."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        self.encoder, self.results = self.path / "bert", self.path / "results.json"
         self.weights, self.checkpoint = self.path / "model.safetensors", self.path / "checkpoint.pt"
-        self.results = self.path / "results.json"
 
     @classmethod
     def create(cls, runs: str, name: str | None, default: str) -> "RunFolder":
-        """Make runs/name; without a name runs/default, numbered if it is taken. Raises UserError."""
-        made = _make(Path(runs), name, default) if RANK == 0 else None
-        made = from_first(made)
+        """Make runs/name, or runs/default with a number if it is taken. Raises UserError."""
+        made = from_first(make(Path(runs), name, default) if rank() == 0 else None)
         if isinstance(made, UserError):
             raise made
         return cls(made)
 
-    def describe(self, config: dict, standardizer: dict, *pretrained):
-        """What a later command needs beside the weights. pretrained: what has save_pretrained."""
-        if RANK == 0:
-            with replacing(self.path / "bert") as beside:
+    def describe(self, standardizer: dict, *pretrained: Any) -> None:
+        """Write what a later command needs beside the configuration and the weights.
+
+        pretrained: the encoder's configuration and its tokenizer
+        """
+        if rank() == 0:
+            with replacing(self.encoder) as temporary:
                 for part in pretrained:
-                    part.save_pretrained(beside)
+                    part.save_pretrained(temporary)
             write_json(self.path / "standardizer.json", standardizer)
+
+    def write_config(self, config: dict) -> None:
+        """Write config.json: a folder with it can be resumed, and resuming may change it."""
+        if rank() == 0:
             write_json(self.path / "config.json", config)
 
-    def log(self, entry: dict):
-        """Append to metrics.jsonl; an epoch that is done again after a crash stands there once."""
-        if RANK == 0:
+    def log(self, entry: dict) -> None:
+        """Append to metrics.jsonl. An epoch that is repeated after a crash replaces its line."""
+        if rank() == 0:
             path = self.path / "metrics.jsonl"
             lines = regular(path).read_bytes().splitlines() if path.exists() else []
             lines = [*lines[: entry["epoch"]], json.dumps(entry).encode()]
             write(path, b"\n".join(lines) + b"\n")
 
-    def save_checkpoint(self, model, optimizer, progress: dict):
-        """All that going on takes. progress: plain containers of numbers and text."""
-        if RANK == 0:
+    def save_checkpoint(self, model: nn.Module, optimizer: Optimizer, progress: dict) -> None:
+        """Save everything needed to resume. progress: plain containers of numbers and text."""
+        if rank() == 0:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()["state"]}
-            with replacing(self.checkpoint) as beside:
-                torch.save({**state, "progress": progress}, beside)
+            with replacing(self.checkpoint) as temporary:
+                torch.save({**state, "progress": progress}, temporary)
 
-    def load_checkpoint(self, model, optimizer, start: dict) -> dict:
-        """Puts model and optimiser where the checkpoint left them -> its progress; `start` of none.
+    def load_checkpoint(self, model: nn.Module, optimizer: Optimizer, start: dict) -> dict:
+        """Restore model and optimizer. Returns the saved progress, or `start` without a checkpoint.
 
-        Raises UserError for a checkpoint that is damaged, or of another model.
+        optimizer: a new one, of any class; its options, such as the learning rates, are kept.
+        start: has the keys and types of any progress; start["data"] is the data's fingerprint.
+        Raises UserError for a checkpoint that is damaged, or of another model, optimizer or data.
         """
         if not self.checkpoint.exists():
             return start
-        with explained(f"{self.checkpoint} is damaged, or of another model or data"):
+        with explained(f"{self.checkpoint} is damaged, or of another model, optimizer or data"):
             with zipfile.ZipFile(regular(self.checkpoint)) as archive:
-                if changed := archive.testzip():  # torch does not look at the sums of its parts
-                    raise ValueError(f"{changed} has other bytes than were written")
+                if changed := archive.testzip():  # torch does not compare the checksums
+                    raise ValueError(f"the checksum of {changed} is wrong")
             state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-            alike(state["progress"], start)
-            alike(state["model"], model.state_dict())
+            demand_alike(state["progress"], start)
+            demand_alike(state["model"], model.state_dict())
+            expected = state_after_a_step(optimizer)
+            for number, saved in state["optimizer"].items():  # no gradient so far, no entry
+                demand_alike(saved, expected["state"][number])
+            if state["progress"]["data"] != start["data"]:
+                raise UserError(
+                    f"{self.path} was started with another data file: pass it to --data"
+                )
             model.load_state_dict(state["model"])
-            now = optimizer.state_dict()  # its rates are the configuration's
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            for number, moments in state["optimizer"].items():
-                p = parameters[number]
-                alike(moments, {"step": torch.tensor(0.0), "exp_avg": p, "exp_avg_sq": p})
-            optimizer.load_state_dict({**now, "state": state["optimizer"]})
-            return state["progress"]
+            optimizer.load_state_dict({**expected, "state": state["optimizer"]})
+        return state["progress"]
 
-    def keep_weights(self, model):
-        if RANK == 0:
-            weights = {k: v.cpu().contiguous() for k, v in model.state_dict().items()}
+    def keep_weights(self, model: nn.Module) -> None:
+        """Write the weights of the best epoch so far."""
+        if rank() == 0:
+            weights = {k: v.cpu().contiguous() for k, v in distinct(model).items()}
             write(self.weights, safetensors.torch.save(weights))  # save_file's mode is 0600
 
-    def load_weights(self, model):
-        """The best epoch's weights, by all processes. Raises UserError if they are not there."""
+    def load_weights(self, model: nn.Module) -> None:
+        """Load the weights of the best epoch. Raises UserError if they are missing or damaged."""
         wait_for_all()
         with explained(f"{self.weights} is missing or damaged, or of another model"):
             weights = safetensors.torch.load_file(regular(self.weights))
-            alike(weights, model.state_dict())
-            model.load_state_dict(weights)
+            demand_alike(weights, distinct(model))
+            model.load_state_dict(weights, strict=False)  # the names are compared already
 
-    def finish(self, results: dict):
-        if RANK == 0:
+    def finish(self, results: dict) -> None:
+        """Write results.json and delete the checkpoint."""
+        if rank() == 0:
             write_json(self.results, results)
             self.checkpoint.unlink(missing_ok=True)
         wait_for_all()
 
 
-def alike(found, expected):
-    """Raises ValueError unless both have the same keys, types, shapes and dtypes, all the way down."""
-    if isinstance(expected, dict) and isinstance(found, dict) and found.keys() == expected.keys():
+def demand_alike(saved: Any, expected: Any) -> None:
+    """Raise ValueError unless both have the same keys, types, shapes and dtypes at every level."""
+    if isinstance(saved, dict) and isinstance(expected, dict):
+        if differing := saved.keys() ^ expected.keys():
+            raise ValueError(f"{min(differing, key=str)} is missing or too many")
         for key in expected:
-            alike(found[key], expected[key])
-    elif isinstance(expected, Tensor) and isinstance(found, Tensor):
-        same = found.shape == expected.shape and found.dtype == expected.dtype
-        if not same or found.is_contiguous() < expected.is_contiguous():
-            raise ValueError(
-                f"it has {found.dtype} of shape {list(found.shape)} in another's place"
-            )
-    elif isinstance(expected, dict) or type(found) is not type(expected):
-        raise ValueError(f"it has a {type(found).__name__} that does not belong there")
+            demand_alike(saved[key], expected[key])
+    elif isinstance(saved, Tensor) and isinstance(expected, Tensor):
+        same = saved.shape == expected.shape and saved.dtype == expected.dtype
+        if not same or saved.is_contiguous() < expected.is_contiguous():  # an expanded number
+            was, should = (f"{t.dtype} of shape {list(t.shape)}" for t in (saved, expected))
+            raise ValueError(f"it has {was} in place of {should}")
+    elif isinstance(expected, dict | Tensor) or type(saved) is not type(expected):
+        names = type(saved).__name__, type(expected).__name__
+        raise ValueError("it has {} in place of {}".format(*names))
 
 
-def _make(runs: Path, name: str | None, default: str) -> Path | UserError:
-    """The new folder, or why there is none."""
+def distinct(model: nn.Module) -> dict[str, Tensor]:
+    """The state of a model; of tied weights, which are one tensor, the first name alone."""
+    state = model.state_dict(keep_vars=True)
+    names = {id(tensor): name for name, tensor in reversed(state.items())}
+    return {name: state[name].detach() for name in names.values()}
+
+
+def state_after_a_step(optimizer: Optimizer) -> dict:
+    """What a new optimizer keeps, of any class: a step of zero gradients makes it.
+
+    The step may move the parameters.
+    """
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            p.grad = torch.zeros_like(p)
+    optimizer.step()
+    optimizer.zero_grad()
+    return optimizer.state_dict()
+
+
+def make(runs: Path, name: str | None, default: str) -> Path | UserError:
+    """The new folder, or the reason why it cannot be made."""
     names = [name] if name else [default, *(f"{default}-{n}" for n in range(2, 1000))]
     for each in names:
         try:
@@ -172,5 +211,5 @@ def _make(runs: Path, name: str | None, default: str) -> Path | UserError:
         except FileExistsError:
             continue
         except (OSError, ValueError) as error:  # ValueError: a name with a surrogate or a NUL
-            return UserError(f"{runs / each} cannot be made: {error}")
+            return UserError(f"{runs / each} cannot be created: {error}")
     return UserError(f"{runs / names[0]} exists already; choose another --name")
