@@ -146,9 +146,10 @@ def parse(argv: list[str]) -> tuple[Config | None, str | None, dict]:
 def read_config(path: Path, changes: dict | None = None) -> Config:
     """The configuration of a run's folder, with changes. Raises UserError if `path` is not one."""
     try:
-        return Config(**read_json(path / "config.json") | (changes or {}))
+        saved = vars(Config(**read_json(path / "config.json")))
     except (UserError, TypeError) as error:  # TypeError: other fields
         raise UserError(f"{path} is not the folder of a run: {error}") from None
+    return Config(**saved | (changes or {}))
 
 
 # ── Preparation ───────────────────────────────────────────────────────────────────────────────────
@@ -255,7 +256,7 @@ def train_epoch(session: Session, epoch: int) -> dict[str, float]:
     torch.manual_seed(session.config.seed * 1_000_003 + epoch)
     batches = loader(session.segments["train"], session.config, epoch)
     logged = defaultdict(list)
-    for batch in tqdm(batches, f"epoch {epoch}", leave=False, disable=processes.RANK > 0 or None):
+    for batch in tqdm(batches, f"epoch {epoch}", leave=False, disable=processes.rank() > 0 or None):
         for name, value in train_step(session, batch).items():
             logged[name].append(value)
     logged = {name: torch.stack(values).cpu() for name, values in logged.items()}
@@ -299,17 +300,14 @@ def train(
     logged after each epoch. Raises UserError.
     """
     session = Session(config, build)
-    fingerprint = session.corpus.fingerprint
     if folder is None:
         folder = RunFolder.create(config.runs, config.name, f"{config.dataset}-seed{config.seed}")
-        saved = asdict(config) | {"data": session.corpus.path}  # a resumed run reads the same file
         parts = session.standardizer.to_dict(), session.encoder.config, session.tokenizer
-        folder.describe(saved, *parts)
+        folder.describe(*parts)
     best = {"epoch": -1, "valid": dict.fromkeys(COLUMNS, math.inf)}
-    start = {"epoch": 0, "best": best, "data": fingerprint}
+    start = {"epoch": 0, "best": best, "data": session.corpus.fingerprint}
     progress = folder.load_checkpoint(session.model, session.optimizer, start)
-    if progress["data"] != fingerprint:
-        raise UserError(f"{session.corpus.path} is not the file that {folder.path} was begun with")
+    folder.write_config(asdict(config) | {"data": session.corpus.path})  # of what resumes it next
     epoch, best = progress["epoch"], progress["best"]
     while epoch < config.epochs and epoch - best["epoch"] <= config.patience:
         began = time.perf_counter()
@@ -358,6 +356,8 @@ def main(
     if not folder.results.exists():
         train(config, folder, build, observe)
         return
+    if changes:
+        raise UserError(f"{resumed} is finished: start a new run to train it with other options")
     with explained(f"{folder.results} is damaged"):
         show(read_json(folder.results), folder)
 
