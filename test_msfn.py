@@ -261,11 +261,12 @@ def test_triplet_loss_in_float32_far_from_the_origin():
     close(msfn.triplet_loss(h, y), terms.clamp(min=0).mean(), atol=1e-4)
 
 
+@pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_triplet_loss_is_float32_under_autocast(dtype):
-    """Half of the batch's triplets are more than float16 can count."""
+def test_triplet_loss_is_float32_for_half_precision_features(dtype, autocast):
+    """80 segments have more triplets than float16 can count."""
     h, y = normal(0, 80, 7).to(dtype), torch.arange(80) % 7
-    with torch.autocast("cpu", dtype):
+    with torch.autocast("cpu", dtype, enabled=autocast):
         loss = msfn.triplet_loss(h, y)
     assert loss.dtype == torch.float32
     close(loss, msfn.triplet_loss(h.float(), y), atol=1e-6)
