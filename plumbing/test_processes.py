@@ -1,21 +1,23 @@
-"""Many processes compute what one does: loss, gradients, and a whole run, to rounding."""
+"""Several processes compute what one does, to rounding: loss, gradients, and a whole run."""
 
-import contextlib
 import functools
-import io
 import json
 import multiprocessing
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 
 import train
-from plumbing import encoders, processes, runs
+from plumbing import UserError, encoders, processes
 from plumbing.runs import RunFolder
-from plumbing.test_runs import quick, small_corpus  # noqa: F401
+from plumbing.test_runs import forks, needs_linux, quick, small_corpus  # noqa: F401
 
-FORK = multiprocessing.get_context("fork")
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 @pytest.fixture(autouse=True)
@@ -24,51 +26,56 @@ def no_dropout_in_bert(monkeypatch, small_corpus):  # noqa: F811
     monkeypatch.setattr(encoders, "BertConfig", functools.partial(encoders.BertConfig, **off))
 
 
-def in_processes(world, folder, work):
-    """work() in each of `world` processes that know each other -> what each returned."""
+def in_processes(number: int, folder: Path, work: Callable[[], Any]) -> list:
+    """work() in each of `number` processes, started as torchrun does -> what each returned."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
 
-    def child(rank):
-        processes.RANK, processes.WORLD, runs.RANK = rank, world, rank
-        meet = f"file://{folder}/meet"
-        dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=world)
-        with contextlib.redirect_stdout(io.StringIO()):
-            torch.save(work(), folder / f"{rank}.pt")
-        dist.barrier()
-        dist.destroy_process_group()
+    def child(rank: int) -> None:
+        values = map(str, (rank, number, rank, "127.0.0.1", port))
+        os.environ.update(zip(VARIABLES, values, strict=True), TORCHELASTIC_RUN_ID="none")
+        processes.start()
+        torch.save(work(), folder / f"{rank}.pt")
+        processes.wait_for_all()
+        torch.distributed.destroy_process_group()
 
-    children = [FORK.Process(target=child, args=(rank,)) for rank in range(world)]
+    fork = multiprocessing.get_context("fork")
+    children = [fork.Process(target=child, args=(rank,)) for rank in range(number)]
     for each in children:
         each.start()
     for each in children:
         each.join(60)
         each.kill()
-    assert [each.exitcode for each in children] == [0] * world
-    return [torch.load(folder / f"{rank}.pt") for rank in range(world)]
+    assert [each.exitcode for each in children] == [0] * number
+    return [torch.load(folder / f"{rank}.pt") for rank in range(number)]
 
 
-def loss_and_gradients(config):
+def loss_and_gradients(config: train.Config) -> dict[str, torch.Tensor]:
     """Of the first train batch, in float64."""
-    run = train.prepare(config)
-    forward, model = processes.distribute(run.model.double(), run.device), run.model
-    batch = next(iter(train.loader(run.segments["train"], config, 0)))
+    session = train.Session(config, lambda *parts: train.build_msfn(*parts).double())
+    batch = next(iter(train.loader(session.segments["train"], config, 0)))
     inputs = {m: (v.double() if m != "l" else v, n) for m, (v, n) in batch.inputs.items()}
     torch.manual_seed(0)
-    output = forward(inputs, batch.video)
-    loss = model.losses(output, batch.y.double(), {m: n for m, (_, n) in inputs.items()})[0]
+    loss = session.model.losses(session.forward(inputs, batch.video), batch.y.double()).total
     loss.backward()
-    gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    gradients = {n: p.grad for n, p in session.model.named_parameters() if p.grad is not None}
     return {"loss": loss.detach(), **gradients}
 
 
-@pytest.mark.parametrize("world, batch_size", [(2, 7), (3, 2), (2, 1)])
-def test_processes_give_the_loss_and_gradients_of_one(world, batch_size, tmp_path):
+@forks
+@needs_linux
+@pytest.mark.parametrize("number, batch_size", [(2, 7), (3, 2), (2, 1)])
+def test_processes_give_the_loss_and_gradients_of_one(number, batch_size, tmp_path):
     """Eqs. 5–10 and 13 see the whole batch; a batch may be smaller than the number of processes."""
     config = quick(tmp_path, dropout=0.0, batch_size=batch_size, attention="batch")
     alone = loss_and_gradients(config)
-    for found in in_processes(world, tmp_path, lambda: loss_and_gradients(config)):
-        torch.testing.assert_close(found, alone, atol=1e-10, rtol=1e-9)
+    for result in in_processes(number, tmp_path, lambda: loss_and_gradients(config)):
+        torch.testing.assert_close(result, alone, atol=1e-10, rtol=1e-9)
 
 
+@forks
+@needs_linux
 def test_with_dropout_all_processes_see_the_same(tmp_path):
     config = quick(tmp_path, dropout=0.5, batch_size=6)
     one, two = in_processes(2, tmp_path, lambda: loss_and_gradients(config))
@@ -76,14 +83,38 @@ def test_with_dropout_all_processes_see_the_same(tmp_path):
     assert (one["loss"] - loss_and_gradients(config)["loss"]).abs() > 1e-3
 
 
-def test_a_run_of_two_processes_is_the_run_of_one(tmp_path):
-    """And its test metrics are those of the weights it leaves, which process 0 alone writes."""
-    config = quick(tmp_path, dropout=0.0, name="two")
-    one, two = in_processes(2, tmp_path, lambda: train.train(config))
-    alone = train.train(quick(tmp_path, dropout=0.0, name="one"))
-    assert one == two == json.loads((tmp_path / "two" / "results.json").read_text())
-    assert one["test"] == pytest.approx(alone["test"], abs=1e-5)
-    run = train.prepare(config)
-    RunFolder(tmp_path / "two").load_weights(run.model)
-    again = train.metrics(*train.predict(run, run.segments["test"], config))
-    assert again == pytest.approx(one["test"], abs=1e-6)
+@forks
+@needs_linux
+def test_a_run_of_two_processes_predicts_as_the_run_of_one(tmp_path, capfd):
+    """Process 0 alone writes and prints; both return what results.json holds."""
+    chosen = {"dropout": 0.0, "learning_rate": 1e-2}
+    configs = [quick(tmp_path, name=name, **chosen) for name in ("one", "two")]
+    train.train(configs[0])
+    alone = capfd.readouterr().out
+    results = in_processes(2, tmp_path, lambda: train.train(configs[1]))
+    assert results == [json.loads((tmp_path / "two" / "results.json").read_text())] * 2
+    assert capfd.readouterr().out.count("\n") == alone.count("\n") > 5
+    predictions = []
+    for config in configs:
+        session = train.Session(config)
+        RunFolder(tmp_path / config.name).load_weights(session.model)
+        predictions.append(torch.from_numpy(train.predict(session, session.segments["test"])[0]))
+    torch.testing.assert_close(*predictions, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("variables", ["RANK=", "RANK=1", "WORLD_SIZE=2", "WORLD_SIZE=two", "all"])
+def test_variables_of_another_launcher_are_one_sentence(variables, monkeypatch):
+    if variables == "all":
+        variables = "RANK=0 WORLD_SIZE=2 LOCAL_RANK=0 MASTER_ADDR=127.0.0.1 MASTER_PORT=1"
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    for variable in variables.split():
+        monkeypatch.setenv(*variable.split("="))
+    with pytest.raises(UserError, match=r"^(RANK|WORLD_SIZE) is '\w*', but torchrun did not"):
+        processes.start()
+
+
+def test_one_process_needs_no_launcher(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    processes.start()
+    assert (processes.rank(), processes.world_size(), processes.from_first(7)) == (0, 1, 7)
