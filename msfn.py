@@ -56,7 +56,7 @@ class LSTMs(nn.Module):
         self.dense = nn.Linear(2 * width, d)
 
     def forward(self, X: Tensor, lengths: Tensor) -> Tensor:
-        n = lengths.to(X.device)[:, None]  # (B, 1)
+        n = lengths.to(X.device, non_blocking=X.is_cuda)[:, None]  # (B, 1)
         rows = torch.arange(len(X), device=X.device)[:, None]  # (B, 1)
         steps = torch.arange(X.shape[1], device=X.device)  # (T,)
         last = (n - 1).clamp(min=0)
@@ -90,7 +90,8 @@ class BERTs(nn.Module):
 
     def forward(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
         steps = torch.arange(input_ids.shape[1], device=input_ids.device)  # (T,)
-        tokens = steps < lengths.to(input_ids.device)[:, None]  # (B, T)
+        lengths = lengths.to(input_ids.device, non_blocking=input_ids.is_cuda)
+        tokens = steps < lengths[:, None]  # (B, T)
         first = steps == 0
         # An empty sentence attends to its first padding, since a softmax over nothing is NaN.
         states = self.bert(input_ids, attention_mask=(tokens | first).long()).last_hidden_state
