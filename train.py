@@ -126,7 +126,7 @@ class Config(MSFNConfig):
         defaults = {field.name: field.default for field in fields(self)}
         if unknown := chosen.keys() - defaults:
             raise TypeError(f"there is no option {', '.join(sorted(unknown))}")
-        preset = PRESETS.get(chosen.get("dataset", self.dataset), {})
+        preset = PRESETS.get(str(chosen.get("dataset", self.dataset)), {})
         vars(self).update(defaults | preset | chosen)
         options.check(self)
         for words, (holds, names) in RANGES.items():
