@@ -1,29 +1,30 @@
 """What comes from the hub: MMSA's data files, their SHA-256 checked, and pre-trained encoders."""
 
 import hashlib
+import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from plumbing import UserError, explained
+from plumbing import UserError, explained, printable
 from plumbing.formats import SPELLED
 
-HUB = "Bluexxx/SemMSA-data"  # on huggingface.co/datasets; MOSEI's file is there in 13 parts
-ELSEWHERE = (
-    "MMSA's https://drive.google.com/drive/folders/1A2S4pqCHryGmiqnNSPLv7rEg63WvjCSk, "
-    "MISA's https://drive.google.com/drive/folders/1IBwWNH0XjPnZWaAlP1U2tIJH6Rb3noMI, "
-    "MulT's https://www.dropbox.com/sh/hyzpgx1hp9nj37s/AAB7FhBqJOFDw2hEyvv2ZXHxa"
-)
+HUB = "Bluexxx/SemMSA-data"  # a data set of the hub; MOSEI's file is there in 13 parts
+SOURCES = {  # of the same files, or of files that `formats` reads as well
+    "MMSA": "https://drive.google.com/drive/folders/1A2S4pqCHryGmiqnNSPLv7rEg63WvjCSk",
+    "MISA": "https://drive.google.com/drive/folders/1IBwWNH0XjPnZWaAlP1U2tIJH6Rb3noMI",
+    "MulT": "https://www.dropbox.com/sh/hyzpgx1hp9nj37s/AAB7FhBqJOFDw2hEyvv2ZXHxa",
+}
 SHA256 = {  # as MMSA's README gives them
-    "mosi_aligned_50.pkl": "d3994fd25681f9c7ad6e9c6596a6fe9b4beb85ff7d478ba978b124139002e5f9",
     "mosi_unaligned_50.pkl": "78e0f8b5ef8ff71558e7307848fc1fa929ecb078203f565ab22b9daab2e02524",
-    "mosei_aligned_50.pkl": "45eccfb748a87c80ecab9bfac29582e7b1466bf6605ff29d3b338a75120bf791",
     "mosei_unaligned_50.pkl": "ad8b23d50557045e7d47959ce6c5b955d8d983f2979c7d9b7b9226f6dd6fec1f",
 }
 
 
-def download(repo, patterns, kind="model", folder=None):
-    """The folder with the files of a hub repository that match `patterns`; goes on where it stopped.
+def download(
+    repo: str, patterns: list[str], kind: str = "model", folder: Path | None = None
+) -> Path:
+    """The folder with the files of a hub repository that match `patterns`; resumes a download.
 
     folder: None keeps them in the hub's cache. Raises soon what the hub's client raises.
     """
@@ -33,49 +34,59 @@ def download(repo, patterns, kind="model", folder=None):
     return Path(snapshot_download(repo, repo_type=kind, allow_patterns=patterns, local_dir=folder))
 
 
-def data_file(dataset, folder):
+def data_file(dataset: str, folder: str | Path) -> Path:
     """The first file or folder of "mosi" or "mosei" in `folder`; else MMSA's, fetched from the hub.
 
-    UserError, soon, if it cannot be had; a file with another SHA-256 is set aside. Of many
-    processes one fetches, and the others wait for it.
+    Prints which. Raises UserError, soon, if there is none; a file with another SHA-256 is set
+    aside. One of many processes fetches, and the others wait for it.
     """
+    from huggingface_hub.constants import ENDPOINT
     from huggingface_hub.utils import WeakFileLock
 
     folder = Path(folder)
-    if found := files_of(dataset, folder):
-        return found[0]
+    if files := files_of(dataset, folder):
+        others = f", the first of {len(files)} in {folder}/" if len(files) > 1 else ""
+        print(f"data: {printable(str(files[0]))}{others}", flush=True)
+        return files[0]
     target = folder / f"{dataset}_unaligned_50.pkl"
-    hub = f"https://huggingface.co/datasets/{HUB}"
-    with explained(
-        f"{target} is not there and could not be fetched from {hub} (other sources: {ELSEWHERE}; "
-        "name a file with --data; `--dataset synthetic` needs none)"
-    ):
-        folder.mkdir(exist_ok=True)
-        with WeakFileLock(folder / ".lock"):
-            if not target.exists():
-                print(f"{target} is not there: fetching it from {hub}")
-                pieces = download(HUB, [f"*{target.name}*"], "dataset", folder / ".hub")
-                join_parts(pieces, target)
+    hub = f"{ENDPOINT}/datasets/{HUB}"
+    print(f"data: {folder}/ holds no file of {dataset}; fetching {target.name} from {hub}")
+    try:
+        with explained(f"{target} is missing and could not be fetched from {hub}"):
+            folder.mkdir(exist_ok=True)
+            with WeakFileLock(folder / ".lock"):
+                if not target.exists():
+                    pieces = download(HUB, [f"*{target.name}*"], "dataset", folder / ".hub")
+                    join_parts(pieces, target)
+    except UserError:
+        print(f"Put one of these files into {folder}/{dataset}/, or name it with --data FILE:")
+        print("".join(f"  {name:5} {url}\n" for name, url in SOURCES.items()), end="", flush=True)
+        raise
     return target
 
 
-def files_of(dataset, folder):
-    """Files, and folders of train.pkl and so on, whose path in `folder` starts with the name."""
-    files = [
-        path
-        for path in folder.rglob("*.pkl")
-        if str(path.relative_to(folder)).lower().startswith(dataset)
-    ]
-    found = sorted({path.parent if path.stem in SPELLED else path for path in files})
-    if len(found) > 1:
-        print(
-            f"note: of {len(found)} files of {dataset} in {folder}/ the first is taken: {found[0]}"
-        )
-    return found
+def files_of(dataset: str, folder: Path) -> list[Path]:
+    """Pickles, and folders of train.pkl and so on, whose path in `folder` contains the name.
+
+    Enters linked folders and skips hidden files.
+    """
+    results, visited = set(), {(os.path.realpath(folder), True)}
+    for root, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        named = dataset in os.path.relpath(root, folder).lower()
+        if (os.path.realpath(root), named) in visited:  # a link to a folder above it
+            folders.clear()
+            continue
+        visited.add((os.path.realpath(root), named))
+        for path in (Path(root, name) for name in names if not name.startswith(".")):
+            is_pickle = path.suffix.lower() in (".pkl", ".pickle") and path.is_file()
+            if is_pickle and (named or dataset in path.name.lower()):
+                results.add(path.parent if path.stem in SPELLED else path)
+    return sorted(results)
 
 
-def join_parts(folder, target):
-    """One file of the parts that were downloaded to `folder`, which is removed; SHA-256 checked."""
+def join_parts(folder: Path, target: Path) -> None:
+    """Join the parts that were downloaded to `folder`, check the SHA-256, remove the folder."""
     parts = [path for path in folder.rglob(f"{target.name}*") if ".cache" not in path.parts]
     if not parts:
         raise FileNotFoundError(f"{target.name} is no longer there")
@@ -86,39 +97,35 @@ def join_parts(folder, target):
                 shutil.copyfileobj(piece, whole, 1 << 24)
             part.unlink()
     shutil.rmtree(folder, ignore_errors=True)
-    found = sha256(partial)
-    if found != SHA256[target.name]:
-        aside = partial.replace(target.with_name(f"{target.name}.wrong"))
-        raise UserError(
-            f"{aside}, set aside, has SHA-256 {found}, but MMSA published {SHA256[target.name]}"
-        )
-    print(f"SHA-256 {found}: the one that MMSA published")
+    with open(partial, "rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    if sha256 != SHA256[target.name]:
+        wrong = partial.replace(target.with_name(f"{target.name}.wrong"))
+        expected = SHA256[target.name]
+        raise UserError(f"{wrong}, set aside, has SHA-256 {sha256}, but MMSA published {expected}")
+    print(f"SHA-256 {sha256}: the one that MMSA published")
     partial.replace(target)
 
 
-def sha256(path):
-    """A file's SHA-256, in hexadecimal; 13.7 GB take about a minute."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def encoder(name_or_folder: str) -> str:
+    """The folder of an encoder: the one given, or a hub name's in the hub's cache.
 
-
-def encoder(name_or_folder):
-    """Where an encoder is on this disk: a folder as it is, a hub name once it is in the hub's cache.
-
-    UserError, soon, if it is neither a folder nor to be had from the hub. No pickle is fetched.
+    Raises UserError, soon, if there is neither. No pickle of weights is fetched.
     """
     from huggingface_hub import snapshot_download
+    from huggingface_hub.constants import ENDPOINT
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     if Path(name_or_folder).is_dir():
         return str(name_or_folder)
-    wanted = ["*.json", "*.txt", "*.model", "model*.safetensors"]
-    with explained(
-        f"{name_or_folder} is no folder and could not be fetched from the hub "
-        "(--bert takes the folder of any BERT-like encoder)"
-    ):
-        with suppress(LocalEntryNotFoundError):
-            cached = snapshot_download(name_or_folder, local_files_only=True, allow_patterns=wanted)
-            if any(Path(cached).glob("*.safetensors")):
-                return cached
+    what = f"{name_or_folder} is not a folder and could not be fetched from {ENDPOINT}"
+    wanted, cached = ["*.json", "*.txt", "*.model", "model*.safetensors"], Path("no such folder")
+    with explained(what), suppress(LocalEntryNotFoundError):
+        local = {"local_files_only": True, "allow_patterns": wanted}
+        cached = Path(snapshot_download(name_or_folder, **local))
+    if any(cached.glob("*.safetensors")):
+        return str(cached)
+    if any(cached.glob("*.bin")):
+        what += f" (its copy in {cached} has its weights only as a pickle, which is not read)"
+    with explained(what):
         return str(download(name_or_folder, wanted))

@@ -1,115 +1,161 @@
-"""Fetching, with the hub replaced at the one function that reaches it."""
+"""Fetching: the real client against a stand-in of the hub's HTTP interface on 127.0.0.1."""
 
 import hashlib
+import json
+import os
 import pickle
-import shutil
+import re
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-import data
 from plumbing import UserError, fetch
 from plumbing.test_formats import mmsa
 
 MOSI, MOSEI = "mosi_unaligned_50.pkl", "mosei_unaligned_50.pkl"
+WHOLE = pickle.dumps(mmsa(), 5)
+STEP = len(WHOLE) // 13 + 1
+ENCODER = {"config.json", "model.safetensors"}
+FILES = {  # what the hub holds: data, MOSEI's in 13 parts, and an encoder
+    MOSI: WHOLE,
+    **{f"mosei/{MOSEI}.part{k}": WHOLE[k * STEP :][:STEP] for k in range(13)},
+    **dict.fromkeys(ENCODER, b"{}"),
+    **dict.fromkeys(("README.md", "pytorch_model.bin"), b"not asked for"),
+}
+COMMIT = "a" * 40
+TAGS = {name: hashlib.sha1(name.encode()).hexdigest() for name in FILES}
+CHILD = """
+import sys
+from plumbing import UserError, fetch
+fetch.SHA256 = dict.fromkeys(fetch.SHA256, sys.argv[1])
+for name in sys.argv[2:]:
+    try:
+        folder, _, dataset = name.partition(":")
+        print("got", fetch.data_file(dataset, folder) if dataset else fetch.encoder(name))
+    except UserError as error:
+        print("error:", error)
+"""
 
 
-class Hub:
-    """What is on the hub, MOSEI in 13 parts, and what was asked for."""
+class Hub(BaseHTTPRequestHandler):
+    """The part of the hub's interface that its client uses: what is there, and ranges of files."""
 
-    def __init__(self):
-        whole = pickle.dumps(mmsa(), 5)
-        step = len(whole) // 13 + 1
-        parts = {f"mosei_50/{MOSEI}.part{k}": whole[k * step : (k + 1) * step] for k in range(13)}
-        self.files = {MOSI: whole, "README.md": b"", f".cache/{MOSI}.metadata": b"no data", **parts}
-        self.hashes = dict.fromkeys((MOSI, MOSEI), hashlib.sha256(whole).hexdigest())
-        self.error, self.asked = None, []
+    cut: list[str]  # files whose next download ends after half of it
+    damaged: list[str]  # files whose next download has other bytes
+    asked: list[str]  # files that were downloaded
 
-    def download(self, repo, patterns, kind="model", folder=None):
-        self.asked.append(repo)
-        if self.error:
-            raise self.error
-        for name, content in self.files.items():
-            if Path(name).match(patterns[0]):
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                (folder / name).write_bytes(content)
-        return folder
+    def do_GET(self):
+        path, _, name = self.path.partition("?")[0].partition(f"/resolve/{COMMIT}/")
+        if "last/bert" in path:
+            self.server.socket.close()  # from now on, nobody listens
+        if not name:
+            tree = [
+                {"type": "file", "path": n, "size": len(FILES[n]), "oid": TAGS[n]} for n in FILES
+            ]
+            info = {"id": "a/b", "sha": COMMIT, "siblings": [{"rfilename": n} for n in FILES]}
+            return self.reply(json.dumps(tree if "/tree/" in path else info).encode())
+        content = FILES[name]
+        if self.command == "GET":
+            self.asked.append(name)
+            if name in self.damaged:
+                self.damaged.remove(name)
+                content = content[::-1]
+        start = int(re.findall(r"\d+", self.headers.get("Range", "0"))[0])
+        self.reply(content[start:], name, 206 if start else 200)
+
+    do_HEAD = do_GET
+
+    def reply(self, content: bytes, name: str = "", status: int = 200):
+        self.send_response(status)
+        headers = {"ETag": f'"{TAGS.get(name)}"', "X-Repo-Commit": COMMIT}
+        for key, value in (headers | {"Content-Length": str(len(content))}).items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content[: len(content) // 2] if name in self.cut else content)
+            self.cut[:] = [other for other in self.cut if other != name]
+
+    def log_message(self, *_):
+        pass
 
 
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    made = Hub()
-    monkeypatch.setattr(fetch, "download", made.download)
-    monkeypatch.setattr(fetch, "SHA256", made.hashes)
+def test_the_real_client_against_a_hub(tmp_path: Path):
+    """Data, in one file and in parts, and an encoder: with a file whose hash is wrong, three
+    connections cut, and, in the end, nobody listening. Messages name HF_ENDPOINT's hub."""
+    Hub.cut, Hub.damaged = [f"mosei/{MOSEI}.part{k}" for k in (1, 2, 11)], [MOSI]
+    Hub.asked = []
+    bin_only = tmp_path / "home/hub/models--bin--only"
+    for name in ("refs/main", f"snapshots/{COMMIT}/pytorch_model.bin"):
+        (bin_only / name).parent.mkdir(parents=True)
+        (bin_only / name).write_text(COMMIT)
+    names = ["data:mosi", "data:mosi", "data:mosi", "data:mosei", "some/bert", "some/bert"]
+    names += ["last/bert", "other/bert", "bin/only", "not a/name", "empty:mosi"]
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        hub = f"http://127.0.0.1:{server.server_port}"
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        env = {"HF_ENDPOINT": hub, "HF_HOME": f"{tmp_path}/home", "HF_HUB_DISABLE_XET": "1"}
+        env |= {"PYTHONPATH": str(Path(__file__).parents[1]), "HF_HUB_OFFLINE": "0"}
+        command = [sys.executable, "-c", CHILD, hashlib.sha256(WHOLE).hexdigest(), *names]
+        options = {"capture_output": True, "text": True, "timeout": 60}
+        child = subprocess.run(command, cwd=tmp_path, env=os.environ | env, **options)
+        server.shutdown()
+    out = child.stdout.splitlines()
+    got = [line for line in out if line.startswith(("got ", "error: "))]
+    assert len(got) == len(names), child.stderr
+    assert re.match(rf"error: data.{MOSI}.wrong, set aside, has SHA-256 .{{64}}, but MMSA", got[0])
+    assert got[1:4] == [f"got data/{name}" for name in (MOSI, MOSI, MOSEI)]
+    assert f"fetching {MOSI} from {hub}/datasets/{fetch.HUB}" in out[0]
+    assert {path.name for path in (tmp_path / "data").iterdir()} == {
+        *(".lock", MOSI, MOSEI, f"{MOSI}.wrong"),
+    }
+    assert {(tmp_path / "data" / name).read_bytes() for name in (MOSI, MOSEI)} == {WHOLE}
+    encoder = Path(got[4].removeprefix("got "))
+    assert got[4] == got[5] and {path.name for path in encoder.iterdir()} == ENCODER
+    assert Hub.cut == [] and set(Hub.asked) == set(FILES) - {"README.md", "pytorch_model.bin"}
+    assert len(Hub.asked) == len(set(Hub.asked)) + 4  # three cuts and the wrong file
+    for line, name in zip(got[7:10], names[7:10], strict=True):
+        assert line.startswith(f"error: {name} is not a folder and could not be fetched from {hub}")
+    assert "has its weights only as a pickle" in got[8] and "pickle" not in got[7]
+    # Missing data: six lines, which say what, where to put it, and where it comes from.
+    assert "holds no file of mosi" in out[-6] and "Put one of these files into empty" in out[-5]
+    assert all(url in line for url, line in zip(fetch.SOURCES.values(), out[-4:-1], strict=True))
+    assert f"{MOSI} is missing and could not be fetched from {hub}" in out[-1]
+
+
+def test_a_data_folder_that_is_a_file(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "data").touch()
+    with pytest.raises(UserError, match="could not be fetched"):
+        fetch.data_file("mosi", tmp_path / "data")
+
+
+def test_files_under_data_are_found(tmp_path: Path, monkeypatch, capsys):
+    """In folders and links to folders, by any part of the path, without hidden files."""
     monkeypatch.chdir(tmp_path)
-    return made
-
-
-def left():
-    return {path.name for path in Path("data").iterdir()}
-
-
-def test_a_file_is_fetched_once(hub, capsys):
-    assert len(data.load("mosi")["train"]) == 6
-    assert "the one that MMSA published" in capsys.readouterr().out
-    assert data.load("mosi").path == str(Path("data/mosi_unaligned_50.pkl").resolve())
-    assert hub.asked == [fetch.HUB] and left() == {".lock", MOSI}
-
-
-def test_parts_are_joined_in_order(hub):
-    assert len(data.load("mosei")["test"]) == 6
-    assert left() == {".lock", MOSEI}
-
-
-def test_a_file_with_another_hash_is_set_aside(hub):
-    right = hub.files[MOSI]
-    hub.files[MOSI] = right[:-1]
-    with pytest.raises(UserError, match="wrong, set aside, has SHA-256 [0-9a-f]{64}, but MMSA"):
-        data.load("mosi")
-    assert left() == {".lock", "mosi_unaligned_50.pkl.wrong"}
-    hub.files[MOSI] = right
-    assert len(data.load("mosi")["train"]) == 6
-
-
-def test_a_fetch_that_cannot_be_is_one_sentence(hub):
-    for error in (ConnectionError("no network\nat all"), RuntimeError("401 \x1b[2J"), None):
-        hub.error, hub.files = error, {}
-        with pytest.raises(UserError) as caught:
-            data.load("mosi")
-        assert str(caught.value).isprintable() and left() <= {".lock", ".hub"}
-        for words in (fetch.HUB, "drive.google.com/drive/folders/", "AAB7FhBqJOFDw2hEyvv2ZXHxa"):
-            assert words in str(caught.value)
-        assert "data/mosi_unaligned_50.pkl" in str(caught.value)
-    shutil.rmtree("data")
-    Path("data").touch()
-    with pytest.raises(UserError):
-        data.load("mosi")
-
-
-def test_files_under_data_are_found(hub, capsys):
-    names = ["MOSI/Processed/aligned_50.pkl", "mosi_data.pkl", "mosi/misa/train.pkl"]
-    for name in [*names, "mosi/misa/dev.pkl", "mosei_data.pkl"]:
-        Path("data", name).parent.mkdir(parents=True, exist_ok=True)
-        Path("data", name).touch()
-    assert fetch.data_file("mosei", "data") == Path("data/mosei_data.pkl")
-    assert capsys.readouterr().out == "" and hub.asked == []
-    found = fetch.files_of("mosi", Path("data"))
-    assert [str(p) for p in found] == [
-        "data/MOSI/Processed/aligned_50.pkl",
-        "data/mosi/misa",
+    names = ["data/CMU-MOSI/Processed/aligned_50.pkl", "data/mosi_data.pkl", "data/mosei_data.PKL"]
+    names += ["data/._mosi.pkl", "data/mosi/._a.pkl", "data/.cache/mosi.pkl", "data/mosi/label.csv"]
+    names += ["disk/train.pkl", "disk/dev.pkl", "disk/sub/b.pickle", "data/sims.pkl"]
+    for name in names:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+    try:
+        Path("data/aaa").symlink_to(Path("disk").resolve())  # a link without the name comes first
+        Path("data/mosi/link").symlink_to(Path("disk").resolve())
+        Path("disk/loop").symlink_to(Path("data").resolve())
+    except OSError:
+        pytest.skip("no symbolic links")
+    assert [path.as_posix() for path in fetch.files_of("mosi", Path("data"))][:4] == [
+        "data/CMU-MOSI/Processed/aligned_50.pkl",
+        "data/mosi/link",
+        "data/mosi/link/sub/b.pickle",
         "data/mosi_data.pkl",
     ]
-    assert fetch.data_file("mosi", "data") == found[0]
-    assert "of 3 files of mosi in data/ the first is taken" in capsys.readouterr().out
-
-
-def test_an_encoder_is_a_folder_or_comes_from_the_hub(hub, monkeypatch, tmp_path):
-    assert fetch.encoder(str(tmp_path)) == str(tmp_path)
-    monkeypatch.setattr(fetch, "download", lambda repo, patterns: tmp_path / repo)
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    assert fetch.encoder("no/such-encoder") == str(tmp_path / "no/such-encoder")
-    monkeypatch.setattr(fetch, "download", hub.download)
-    hub.error = OSError("we are offline")
-    for name in ("no/such-encoder", "not a name", "../x/y"):
-        with pytest.raises(UserError, match="is no folder and could not be fetched"):
-            fetch.encoder(name)
+    assert fetch.data_file("mosei", "data") == Path("data/mosei_data.PKL")
+    assert fetch.data_file("mosi", "data") == Path(names[0])
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == "data: data/mosei_data.PKL"
+    assert re.match(r"data: data/CMU-MOSI/.*aligned_50.pkl, the first of \d in data/", out[1])
