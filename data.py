@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 import plumbing
-from plumbing import UserError, fetch, formats
+from plumbing import UserError, captions, fetch, formats
 from plumbing.encoders import tokenize
 from plumbing.formats import FRAMES
 from plumbing.packing import first_fit
@@ -39,7 +39,8 @@ class Split:
         self.part = part  # one split of what `formats.read` returns
         self.ids, self.text = part["id"], part["raw_text"]  # N str each, as the file spells them
         self.video = part["video"]  # N str, equal within a video; None if the file has no ids
-        self.y = part["regression_labels"]  # (N,) float32
+        self.token_ids = part.get("token_ids")  # N lists if the file has no text, else None
+        self.y = part["regression_labels"]  # (N,) float32, NaN without a label
         self.generated = generated  # generated data have constant columns on purpose
 
     def __len__(self) -> int:
@@ -55,7 +56,7 @@ class Split:
 class Corpus:
     """Splits, as corpus["train"], and what to know about them."""
 
-    name: str  # "mosi", "mosei" or "synthetic"
+    name: str  # "mosi", "mosei", "synthetic", or the file's own name if it is neither as a whole
     description: str  # one sentence
     splits: dict[str, Split]
     dims: dict[str, int]  # {"a": d_a, "v": d_v}, the number of features of a frame
@@ -63,11 +64,13 @@ class Corpus:
     fingerprint: str | None = None  # changes with the content; None if generated
 
     def __getitem__(self, split: str) -> Split:
+        if split not in self.splits:
+            raise UserError(f"{self.path} has no split {split!r}, only {', '.join(self.splits)}")
         return self.splits[split]
 
 
 def load(dataset: str, path: str | Path | None = None, labels: str | Path | None = None) -> Corpus:
-    """Load a corpus for training. Prints what is odd about it. Raises UserError.
+    """Load a corpus for training: three splits with labels. Prints what is odd. Raises UserError.
 
     dataset: "mosi", "mosei" or "synthetic", which needs no file
     path: a file or folder of any family; None takes the first under data/, or else fetches one
@@ -77,17 +80,23 @@ def load(dataset: str, path: str | Path | None = None, labels: str | Path | None
         if path:
             raise UserError(f"--dataset synthetic is generated and takes no file, but got {path}")
         return synthetic()
-    path = path or fetch.data_file(dataset, "data")
+    corpus = load_any(path or fetch.data_file(dataset, "data"), labels)
+    if corpus.name != dataset and corpus.name in formats.CORPORA:
+        raise UserError(f"--dataset {dataset} was asked for, but this is: {corpus.description}")
+    for name in SPLITS:
+        if len(missing := np.flatnonzero(np.isnan(corpus[name].y))):
+            raise UserError(f"{corpus.path}, split {name!r} has no label of segment {missing[0]}")
+    return corpus
+
+
+def load_any(path: str | Path, labels: str | Path | None = None) -> Corpus:
+    """The splits that a file has, for prediction; y is NaN without a label. Raises UserError."""
     parts = formats.read(path, labels)
-    if missing := [name for name in SPLITS if name not in parts]:
-        raise UserError(f"{path} has no split {missing[0]!r}, only {', '.join(parts)}")
-    name, description = formats.describe(parts, path)
-    if name not in ("", dataset):
-        raise UserError(f"--dataset {dataset} was asked for, but this is: {description}")
+    formats.print_notes(parts)
     splits = {name: Split(part) for name, part in parts.items()}
-    dims = {m: parts["train"][key][0].shape[1] for m, key in FRAMES.items()}
-    path = str(Path(path).resolve())
-    return Corpus(dataset, description, splits, dims, path, formats.fingerprint(parts))
+    dims = {m: next(iter(parts.values()))[key][0].shape[1] for m, key in FRAMES.items()}
+    name, what = formats.corpus_name(parts, path), formats.describe(parts, path)
+    return Corpus(name, what, splits, dims, str(Path(path).resolve()), formats.fingerprint(parts))
 
 
 # ── From the corpus to the model ──────────────────────────────────────────────────────────────────
@@ -190,7 +199,10 @@ class Segments(torch.utils.data.Dataset):
     def __post_init__(self):
         self.tokens = [[]] * len(self)
         if "l" in self.modalities:
-            self.tokens = tokenize(self.tokenizer, self.split.text)
+            known = self.split.token_ids
+            if known is not None:
+                captions.check_vocabulary(known, self.tokenizer)
+            self.tokens = known or tokenize(self.tokenizer, self.split.text)
         names = self.split.video or []
         number = {name: k for k, name in enumerate(dict.fromkeys(names))}
         self.video = [number[name] for name in names] or [-1] * len(self)
@@ -303,7 +315,8 @@ def main() -> None:
     parser.add_argument("--labels", help="CSV with the text of a file that has none (MulT)")
     arguments = parser.parse_args()
     parts = formats.read(arguments.file, arguments.labels)
-    print(formats.describe(parts, arguments.file)[1])
+    print(formats.describe(parts, arguments.file))
+    formats.print_notes(parts)
     formats.survey(parts)
     Standardizer.fit(Split(next(iter(parts.values()))))
 

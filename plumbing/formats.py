@@ -2,36 +2,38 @@
 
 MMSA (also Self-MM, ALMT, ConFEDE, DMD, EMT, LNLN): a dict of splits; a split is a dict of
     raw_text           N sentences
+    text_bert          (N, 3, L): token ids, attention mask, token types
     audio, vision      (N, T, d), padded with zeros
-    audio_lengths, vision_lengths   (N,) frames that are no padding; absent in aligned files
+    audio_lengths, vision_lengths   (N,) frames without padding; absent in aligned files
     regression_labels  (N,) sentiment in [-3, 3]
     id                 N ids, video$_$clip
-MulT (also MMIM): the same with `labels` (N, 1, 1) and no sentence, only GloVe vectors. The text comes
-    from a CSV of video_id, clip_id, text, label and, for ids that hold times, start.
+MulT (also MMIM): the same with `labels` (N, 1, 1) and only GloVe vectors for the text. The text
+    comes from a CSV of video_id, clip_id, text, label and, for ids that hold times, start.
 MISA (also MAG-BERT): a split is a list of ((words, vision (T, 47), audio (T, 74)[, actual words]),
     label (1, 1) or (1, 7) with sentiment first, id); one file, or a folder of train, dev and test.
+One clip, as feature extractors write it: a dict of raw_text, audio (T, d), vision (T, d).
 
-Traps seen in them: the padding is on the left or on the right, and is not always told; lengths of 0,
-beyond T, negative, NaN; -inf and NaN among COVAREP's features; keys and ids as bytes; ids as rows of
-video, start and end; float64; Fortran order; `dev` for `valid`; text IN CAPITALS; clips that count
-from 0 or from 1; segments without a frame or without a word.
+Traps in real files: padding on the left or on the right, often without lengths; lengths of 0,
+beyond T, negative, NaN; -inf and NaN among COVAREP's features; keys and ids as bytes; ids as rows
+of video, start and end; float64; Fortran order; `dev` for `valid`; text IN CAPITALS; clips that
+count from 0 or from 1; segments without a frame or without a word; utterances as vectors (N, d).
 """
 
-import csv
 import hashlib
 import itertools
 import math
 import os
-import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from plumbing import UserError, explained, pickles, printable, regular
+from plumbing import UserError, captions, explained, pickles, printable
 
 SPELLED = {"train": "train", "valid": "valid", "dev": "valid", "val": "valid", "test": "test"}
 FRAMES = {"a": "audio", "v": "vision"}  # modalities that are frames: the key of each in the files
+LABELS = ("regression_labels", "labels")  # MMSA's, MulT's
 WIDTHS = {  # MOSI's 5 and 20 are selections of them (CMU-MultimodalSDK, issue 172): columns
     5: "5 of COVAREP's 74",  # 1, 3, 6, 25, 60
     20: "20 of FACET's 47",  # 0, 2, 5, 10-12, 14, 17, 20-22, 24, 25, 29-32, 36, 37, 40
@@ -39,15 +41,27 @@ WIDTHS = {  # MOSI's 5 and 20 are selections of them (CMU-MultimodalSDK, issue 1
     47: "FACET 4.1's 47",
     74: "COVAREP's 74",
 }
+CORPORA = {  # segments and videos in the published versions, at least and at most
+    "mosi": ((2_195, 2_199), (93, 93)),
+    "mosei": ((22_400, 23_500), (3_000, 4_000)),
+}
+TEXT = (str, bytes, memoryview)  # of a pickle; memoryview: long bytes
+Parts = dict[str, dict[str, Any]]
 
 
-def read(path, labels=None):
+def read(path: str | Path, labels: str | Path | None = None) -> Parts:
     """A file or folder of any family -> {"train" | "valid" | "test": a dict in MMSA's layout}.
 
-    Splits that the file lacks are lacking. Always there: raw_text, N str; regression_labels,
-    (N,) float32 in [-3, 3]; audio and vision, an array (N, T, d) or a list of N arrays (T, d), as
-    they are in the file; their lengths, (N,) float64, NaN where the file does not say; id, N str;
-    video, N str, or None if the file has no ids. What else a split holds stays as it is.
+    Only the splits that the file has. In each:
+        id                 N str
+        video              N str, or None if the file has no ids
+        raw_text           N str, empty if the file has only token ids
+        token_ids          N lists of ids if the file has no text, else None
+        regression_labels  (N,) float32 in [-3, 3], NaN where there is no label
+        audio, vision      an array (N, T, d) or a list of N arrays (T, d), as they are in the file
+        audio_lengths, vision_lengths   (N,) float64, NaN if unknown, 0 for an absent modality
+        notes              what is odd, in sentences
+    Other keys stay as they are.
 
     labels: the CSV of a file without text; None takes *label*.csv beside the file
     Raises UserError: one sentence with file, split, key and what is wrong.
@@ -55,44 +69,47 @@ def read(path, labels=None):
     parts = {}
     for name, part in splits_of(path).items():
         where = f"{path}, split {name!r}"
-        with explained(f"{where} is not as any family has it"):
+        with explained(f"{where} does not have the form of any known family"):
             parts[name] = checked(from_misa(part) if isinstance(part, list) else part, where)
-    silent = [name for name, part in parts.items() if "raw_text" not in part]
-    if labels and not silent:
+    reduce_labels(parts, path)
+    silent = {name: part for name, part in parts.items() if "raw_text" not in part}
+    if silent and (table := labels or captions.beside(path)):
+        captions.add(silent, path, table)
+    elif labels:
         print(f"note: the file has its own text, so {printable(str(labels))} is not read")
-    if silent:
-        add_text({name: parts[name] for name in silent}, path, labels)
-    print_oddities(parts)
-    widths = {
-        (key, x.shape[1]) for part in parts.values() for key in FRAMES.values() for x in part[key]
-    }
-    if len(widths) != len(FRAMES):
-        shown = printable(str(sorted(widths)[:9]))
-        raise UserError(f"{path}: segments differ in their number of columns: {shown}")
+    for name, part in parts.items():
+        part["token_ids"] = None
+        if "raw_text" not in part:
+            part["token_ids"] = captions.token_ids_of(part, f"{path}, split {name!r}")
+            part["raw_text"] = [""] * len(part["id"])
+    for key in FRAMES.values():
+        add_absent(parts, key, path)
     return parts
 
 
-def splits_of(path):
-    """{"train" | "valid" | "test": what the file, or the folder's file of that name, holds}."""
+def splits_of(path: str | Path) -> dict[str, Any]:
+    """{"train" | "valid" | "test": the content} of a file, or of the files of those names."""
     if os.path.isdir(path):
-        names = [name for name in SPELLED if os.path.exists(f"{path}/{name}.pkl")]
-        if not names:
+        files = {name: f"{path}/{name}.pkl" for name in SPELLED}
+        content = {name: pickles.read(f) for name, f in files.items() if os.path.exists(f)}
+        if not content:
             raise UserError(f"{path} is a folder without train.pkl, dev.pkl and test.pkl")
     else:
         content = pickles.read(path)
-        names = [name for name in SPELLED if isinstance(content, dict) and name in content]
-        if not names:
-            found = list(content)[:9] if isinstance(content, dict) else type(content).__name__
-            raise UserError(f"{path} has no splits train, valid and test: {printable(str(found))}")
-    twice = [name for name in names if SPELLED[name] == "valid"]
-    if len(twice) > 1:
-        raise UserError(f"{path} has {' and '.join(twice)}: which of them is the valid split?")
-    if os.path.isdir(path):
-        return {SPELLED[name]: pickles.read(f"{path}/{name}.pkl") for name in names}
+    names = [name for name in SPELLED if isinstance(content, dict) and name in content]
+    if len(names) != len({SPELLED[name] for name in names}):
+        twice = " and ".join(name for name in names if SPELLED[name] == "valid")
+        raise UserError(f"{path} has {twice}: which of them is the valid split?")
+    one_split = {*FRAMES.values(), "raw_text", "text_bert"}
+    if isinstance(content, dict) and not names and one_split & set(content):
+        return {"test": content}
+    if not names:
+        keys = list(content)[:9] if isinstance(content, dict) else type(content).__name__
+        raise UserError(f"{path} has no splits train, valid and test: {printable(str(keys))}")
     return {SPELLED[name]: content[name] for name in names}
 
 
-def from_misa(samples):
+def from_misa(samples: list) -> dict[str, Any]:
     """MISA's and MAG-BERT's ((words, vision, audio[, actual words]), label, id), in MMSA's keys."""
     inputs = [sample[0] for sample in samples]
     return {
@@ -106,83 +123,128 @@ def from_misa(samples):
     }
 
 
-def checked(part, where):
-    """A split of MMSA's or MulT's family as `read` gives it, but for the text that MulT's lacks."""
-    label = "labels" if "labels" in part else "regression_labels"  # MulT's, MMSA's
-    if {"labels", "regression_labels"} <= set(part):
-        raise UserError(
-            f"{where} has labels and regression_labels: which of them is the sentiment?"
-        )
-    for key in (*FRAMES.values(), label):
-        if key not in part:
-            raise UserError(f"{where} has no key {key!r}, only {printable(', '.join(part))}")
-    optional = ("id", "raw_text", "audio_lengths", "vision_lengths")
-    keys = [key for key in (*FRAMES.values(), label, *optional) if key in part]
+def checked(part: dict[str, Any], where: str) -> dict[str, Any]:
+    """A split of MMSA's or MulT's family in the layout of `read`; labels are (N, 1) or (N, 7).
+
+    Text, audio and vision may still be absent.
+    """
+    if set(LABELS) <= set(part):
+        raise UserError(f"{where} has {' and '.join(LABELS)}: which of them is the sentiment?")
+    label = next((key for key in LABELS if key in part), None)
+    lengths = {key: f"{key}_lengths" for key in FRAMES.values()}
+    known = (*LABELS, *lengths, *lengths.values(), "id", "raw_text", "text_bert")
+    part = of_one_clip(part, known)
+    keys = [key for key in known if key in part]
     for key in keys:
         if not isinstance(part[key], np.ndarray | list | tuple):  # a string has a length, too
             raise UserError(f"{where}, key {key!r}: a {type(part[key]).__name__}, not N values")
     sizes = {key: len(part[key]) for key in keys}
-    n = sizes[label]
+    n = max(sizes.values(), default=0)
     if set(sizes.values()) != {n} or n == 0:
         raise UserError(f"{where}: every key needs the same N, at least 1, but they have {sizes}")
-    made = {"id": [f"segment {i}" for i in range(n)], "video": None}
+    result = {"id": [f"segment {i}" for i in range(n)], "video": None, "notes": []}
     if "id" in part:
-        made["id"] = [id_of(value) for value in part["id"]]
-        made["video"] = [video_and_clip(id)[0] for id in made["id"]]
+        result["id"] = [id_of(value) for value in part["id"]]
+        result["video"] = [captions.video_and_clip(id)[0] for id in result["id"]]
+    else:
+        result["notes"].append("no ids, so Eq. 13 knows no videos: each segment is alone")
     if "raw_text" in part:
-        made["raw_text"] = texts_of(part["raw_text"], f"{where}, key 'raw_text'")
-    y = numbers(part[label], f"{where}, key {label!r}")
-    wrong = np.flatnonzero(~(np.abs(y) <= 3.001))  # NaN, too
-    if len(wrong):
-        raise UserError(
-            f"{where}, key {label!r}: segment {wrong[0]} has {y[wrong[0]]}, outside [-3, 3]"
-        )
-    made["regression_labels"] = y.astype(np.float32)
-    for key in FRAMES.values():
-        check_frames(part[key], f"{where}, key {key!r}")
-        lengths = numbers(
-            part.get(f"{key}_lengths", [math.nan] * n), f"{where}, key '{key}_lengths'"
-        )
-        made[f"{key}_lengths"] = np.where((lengths >= 0) & (lengths < 1e9), lengths, np.nan)
-    return part | made
+        result["raw_text"] = texts_of(part["raw_text"], f"{where}, key 'raw_text'")
+        if empty := sum(not text.strip() for text in result["raw_text"]):
+            result["notes"].append(f"{empty:,} of {n:,} texts are empty")
+    y = numbers(part.get(label, [None] * n), f"{where}, key {label!r}", (1, 7))
+    if len(wrong := np.flatnonzero(np.abs(y[:, 0]) > 3.001)):
+        what = f"segment {wrong[0]} has {y[wrong[0], 0]}, outside [-3, 3]"
+        raise UserError(f"{where}, key {label!r}: {what}")
+    result["regression_labels"] = y
+    for key, length in lengths.items():
+        x = numbers(part.get(length, [None] * n), f"{where}, key {length!r}", (1,))[:, 0]
+        result[length] = np.where((x >= 0) & (x < 1e9), x, np.nan)
+        if key in part:
+            result[key] = frames_of(part[key], f"{where}, key {key!r}")
+    return part | result
 
 
-def print_oddities(parts):
-    """What is odd but can be trained."""
-    for name, part in parts.items():
-        if empty := sum(not text.strip() for text in part["raw_text"]):
-            print(f"note: {name}: {empty:,} of {len(part['raw_text']):,} texts are empty")
-        if part["video"] is None:
-            print(f"note: {name}: no ids, so Eq. 13 knows no videos: each segment is alone")
-    for a, b in itertools.combinations(parts, 2):
-        if both := set(parts[a]["video"] or []) & set(parts[b]["video"] or []):
-            such = f"such as {printable(min(both))}"
-            print(f"note: LEAK: {len(both)} videos are in {a} and in {b} as well, {such}")
+def of_one_clip(part: dict[str, Any], known: tuple[str, ...]) -> dict[str, Any]:
+    """The dict of a single clip, as a split of one segment; a split as it is."""
+    text, ids = part.get("raw_text"), part.get("text_bert")
+    is_one = (
+        isinstance(ids, np.ndarray) and ids.ndim == 2 if text is None else isinstance(text, TEXT)
+    )
+    if is_one and isinstance(part.get("id", ""), (*TEXT, int)):
+        part = part | {key: [part[key]] for key in known if key in part}
+    return part
 
 
-def numbers(values, where):
-    """(N,) float64 of N numbers, or of N arrays: MOSEI's labels are sentiment and six emotions."""
-    found = []
+def numbers(values: Any, where: str, sizes: tuple[int, ...]) -> np.ndarray:
+    """(N, k) float64 of N numbers, or of N arrays of k numbers, k in `sizes`; None becomes NaN."""
+    rows = []
     for i, value in enumerate(values):
-        if isinstance(value, np.ndarray) and value.size in (1, 7):
-            value = value.flat[0]
-        if not isinstance(value, int | float | np.number):
+        row = np.asarray(math.nan if value is None else value)
+        if row.dtype.kind not in "biuf":
             raise UserError(f"{where}: segment {i} has no number, but a {type(value).__name__}")
-        found.append(float(value))
-    return np.array(found)
+        if row.size not in sizes:
+            needed = " or ".join(map(str, sizes))
+            raise UserError(f"{where}: segment {i} has {row.size} numbers, not {needed}")
+        rows.append(row.ravel().astype(np.float64))
+    if len({len(row) for row in rows}) > 1:
+        raise UserError(f"{where}: some segments have one number, others seven")
+    return np.array(rows)
 
 
-def check_frames(x, where):
-    """UserError unless x is an array (N, T, d), or a list of N arrays (T, d), of numbers."""
-    for i, frames in enumerate(x):
-        if not isinstance(frames, np.ndarray) or frames.ndim != 2 or frames.shape[1] == 0:
-            raise UserError(f"{where}: segment {i} is no array (T, d)")
-        if frames.dtype.kind not in "biuf":
-            raise UserError(f"{where}: segment {i} is not of numbers")
+def reduce_labels(parts: Parts, path: str | Path) -> None:
+    """Labels (N, 1) or (N, 7) -> (N,): the sentiment, which comes before MOSEI's six emotions.
+
+    Seven numbers can also be classes or other emotions: among sentiments some are negative or no
+    integers, emotions are in [0, 3], and a row of probabilities sums to 1.
+    """
+    wide = [part["regression_labels"] for part in parts.values()]
+    wide = np.concatenate([y for y in wide if y.shape[1] == 7] or [np.zeros((0, 7))])
+    first, others = wide[:, 0], wide[:, 1:]
+    sentiment = ((first < 0) | (first % 1 != 0)).any() and (np.abs(wide.sum(1) - 1) > 1e-3).any()
+    if len(wide) and not (sentiment and ((others >= 0) & (others <= 3)).all()):
+        what = f"{sorted(set(first.tolist()))[:5]}, then {others.min()} to {others.max()}"
+        raise UserError(
+            f"{path}: labels of seven numbers must be a sentiment and six emotions in [0, 3], "
+            f"but these look like classes or emotions: first {what}"
+        )
+    for part in parts.values():
+        part["regression_labels"] = part["regression_labels"][:, 0].astype(np.float32)
 
 
-def texts_of(values, where):
-    """N sentences of N sentences, or of N lists of words."""
+def frames_of(x: Any, where: str) -> np.ndarray | list[np.ndarray]:
+    """An array (N, T, d), as it is, or a list of N arrays (T, d). A vector (d,) is one frame."""
+    if isinstance(x, np.ndarray) and x.dtype.kind in "biuf" and x.ndim in (2, 3) and x.shape[-1]:
+        return x if x.ndim == 3 else x[:, None]
+    segments = []
+    for i, value in enumerate(x):
+        frames = np.atleast_2d(np.asarray(value))
+        if not isinstance(value, np.ndarray | list | tuple) or frames.dtype.kind not in "biuf":
+            raise UserError(f"{where}: segment {i} is not an array of numbers")
+        if np.ndim(value) == 0 or frames.ndim != 2 or frames.shape[1] == 0:
+            raise UserError(f"{where}: segment {i} has the shape {np.shape(value)}, not (T, d)")
+        segments.append(frames)
+    return segments
+
+
+def add_absent(parts: Parts, key: str, path: str | Path) -> None:
+    """Check that all segments have the same columns; without any, the modality is empty."""
+    widths = {x.shape[1] for part in parts.values() for x in part.get(key, ())}
+    if len(widths) > 1:
+        what = f"the number of columns of {key!r} differs between segments"
+        raise UserError(f"{path}: {what}: {printable(str(sorted(widths)[:9]))}")
+    for name, part in parts.items():
+        if key not in part:
+            keys = printable(", ".join(part.keys() - {"notes", "video", "token_ids"}))
+            if widths:
+                raise UserError(f"{path}, split {name!r} has no key {key!r}, only {keys}")
+            part["notes"].append(f"no key {key!r}, so that modality is empty (keys: {keys})")
+            part[key] = np.zeros((len(part["id"]), 1, 1), np.float32)
+            part[f"{key}_lengths"] = np.zeros(len(part["id"]))
+
+
+def texts_of(values: Any, where: str) -> list[str]:
+    """N sentences, of N sentences or of N lists of words."""
     texts = []
     for i, value in enumerate(values):
         with explained(f"{where}: segment {i} is no text"):
@@ -192,7 +254,7 @@ def texts_of(values, where):
     return texts
 
 
-def text_of(value):
+def text_of(value: Any) -> str:
     if isinstance(value, bytes | memoryview):
         return bytes(value).decode("utf-8")
     if not isinstance(value, str):
@@ -200,9 +262,9 @@ def text_of(value):
     return str(value)  # numpy's strings, too
 
 
-def id_of(value):
-    """An id as text. MulT's can be rows of video, start and end."""
-    row = value.tolist() if isinstance(value, np.ndarray) else value
+def id_of(value: Any) -> str:
+    """An id of text, bytes, a number, or a row of one of them or of (video, start, end)."""
+    row = value.ravel().tolist() if isinstance(value, np.ndarray) else value
     row = row if isinstance(row, list | tuple) else [row]
     if len(row) == 3:
         return f"{text_of(row[0])}[{float(row[1]):.3f}:{float(row[2]):.3f}]"
@@ -211,88 +273,53 @@ def id_of(value):
     return str(row[0]) if isinstance(row[0], int | float | np.number) else text_of(row[0])
 
 
-def video_and_clip(id):
-    """The video in an id, and the rest: v$_$3 (MMSA), v[3] (MISA), v_3, v[start:end] (MulT), v."""
-    found = re.fullmatch(r"(.+)\$_\$(\d+)|(.+)\[([\d.]+)[:\]].*|(?!.{11}$)(.+)_(\d+)", id)
-    return tuple(filter(None, found.groups())) if found else (id, "0")
-
-
-def add_text(parts, path, labels):
-    """Puts raw_text into splits that have none, from the CSV `labels` or from one beside `path`."""
-    table = labels or next(iter(sorted(Path(path).parent.glob("*label*.csv"))), None)
-    if table is None:
-        needed = "name a CSV of video_id, clip_id, text and label"
-        raise UserError(f"{path}, split {next(iter(parts))!r} has no text: {needed}")
-    rows = rows_of(table)
-    for name, part in parts.items():
-        with explained(f"{path}, split {name!r} and {table}"):
-            part["raw_text"] = captions(rows, part)
-    print(f"note: the text of {', '.join(parts)} comes from {printable(str(table))}")
-
-
-def rows_of(table):
-    """{(video, clip) and (video, start): (text, label)} of a CSV; clip and start as text."""
-    rows = {}
-    with (
-        explained(f"{table} is no CSV of video_id, clip_id, text, label"),
-        open(regular(table), newline="", encoding="utf-8-sig") as file,  # -sig: Excel's mark
-    ):
-        for row in csv.DictReader(file):
-            found = text_of(row["text"]), float(row["label"])
-            key = row["video_id"], str(int(row["clip_id"]))
-            if rows.setdefault(key, found) != found:
-                raise ValueError(f"clip {key[1]} of {key[0]} is there twice")
-            if row.get("start"):
-                rows[row["video_id"], f"{float(row['start']):.1f}"] = found
-    return rows
-
-
-def captions(rows, part):
-    """The text of each segment of a split.
-
-    Clips count from 0 in some files and from 1 in others, so the labels have to agree as well.
-    """
-    absent = "", math.inf
-    for first in (0, 1):
-        found = [rows.get(csv_key(id, first), absent) for id in part["id"]]
-        labels = np.array([label for _, label in found])
-        agree = np.mean(np.abs(labels - part["regression_labels"]) < 0.1)
-        if np.isfinite(labels).all() and agree > 0.95:
-            return [text for text, _ in found]
-    raise ValueError(f"their ids or labels differ, as at {printable(part['id'][0])}")
-
-
-def csv_key(id, first):
-    video, clip = video_and_clip(id)
-    return video, f"{float(clip):.1f}" if "." in clip else str(int(clip) + first)
-
-
-def without_padding(x, n):
+def without_padding(x: np.ndarray, n: float) -> np.ndarray:
     """x: (T, d) of a file; n: its length, or NaN -> a view of the true frames, (t, d), t >= 0.
 
-    The padding is on the side with more frames of zeros. A length beyond T says nothing.
+    The padding is on the side with more frames of zeros. A length beyond T is ignored. Frames of
+    zeros within the length stay: MISA standardizes each segment, which makes a single frame zero.
     """
     live = np.flatnonzero((np.isfinite(x) & (x != 0)).any(1))
-    if len(live) == 0:
-        return x[:0]
-    left, right = live[0], len(x) - 1 - live[-1]
+    left, right = (live[0], len(x) - 1 - live[-1]) if len(live) else (0, len(x))
     padding = len(x) - int(n) if n <= len(x) else max(left, right)
     return x[padding:] if right < min(left, padding) else x[: len(x) - padding]
 
 
-def describe(parts, path):
-    """("mosi", "mosei", or "" if the number of segments does not tell it; one sentence)."""
+# ── What is in a file? ────────────────────────────────────────────────────────────────────────────
+
+
+def print_notes(parts: Parts) -> None:
+    """What is odd but can be trained."""
+    notes = Counter(note for part in parts.values() for note in part["notes"])
+    for note in notes:
+        names = [name for name, part in parts.items() if note in part["notes"]]
+        print(f"note: {', '.join(names)}: {note}")
+    for a, b in itertools.combinations(parts, 2):
+        if both := set(parts[a]["video"] or []) & set(parts[b]["video"] or []):
+            such = f"such as {printable(min(both))}"
+            print(f"note: LEAK: {len(both)} videos are in {a} and in {b} as well, {such}")
+
+
+def corpus_name(parts: Parts, path: str | Path) -> str:
+    """ "mosi" or "mosei" if the file has as many segments and videos; else the file's own name."""
+    segments = sum(len(part["id"]) for part in parts.values())
+    videos = {video for part in parts.values() for video in part["video"] or []}
+    for name, (n, v) in CORPORA.items():
+        if n[0] <= segments <= n[1] and (not videos or v[0] <= len(videos) <= v[1]):
+            return name
+    stem = printable(Path(path).resolve().stem, 40)
+    return "another corpus" if stem.lower() in (*CORPORA, "synthetic") else stem
+
+
+def describe(parts: Parts, path: str | Path) -> str:
+    """One sentence: which corpus, how many segments and columns."""
     sizes = [len(part["id"]) for part in parts.values()]
-    name = ""
-    if 2150 <= sum(sizes) <= 2199:
-        name = "mosi"
-    elif 20_000 <= sum(sizes) <= 23_500:
-        name = "mosei"
+    name = corpus_name(parts, path)
+    name = name.upper() if name in CORPORA else "data that are neither MOSI nor MOSEI as a whole"
     steps = {tuple(len(part[key][0]) for key in FRAMES.values()) for part in parts.values()}
     kind = "aligned" if all(audio == vision for audio, vision in steps) else "unaligned"
     kind = "utterance-level" if steps == {(1, 1)} else kind
-    counts = " / ".join(f"{n:,}" for n in sizes)
-    what = f"{printable(str(path))}: {kind} {name.upper() or 'data'}, {counts} segments"
+    what = f"{printable(str(path))}: {kind} {name}, {' / '.join(f'{n:,}' for n in sizes)} segments"
     what += f" ({' / '.join(parts)})"
     part = next(iter(parts.values()))
     for key in FRAMES.values():
@@ -303,14 +330,15 @@ def describe(parts, path):
             what += f", {WIDTHS.get(d, d)} columns of {key}"
         else:
             what += f", no {key}"
-    return name, what
+    return what
 
 
-def fingerprint(parts):
+def fingerprint(parts: Parts) -> str:
     """SHA-256 over ids, text, labels, lengths and shapes, and over each split's first frames."""
     digest = hashlib.sha256()
     for name, part in parts.items():
-        digest.update(repr((name, part["id"], part["raw_text"])).encode())
+        text = part["raw_text"] if part["token_ids"] is None else part["token_ids"]
+        digest.update(repr((name, part["id"], text)).encode())
         digest.update(part["regression_labels"].tobytes())
         for key in FRAMES.values():
             digest.update(repr([x.shape for x in part[key]]).encode())
@@ -318,15 +346,16 @@ def fingerprint(parts):
     return digest.hexdigest()
 
 
-def survey(parts):
-    """Prints what is under each key, how the labels are spread, and what is missing in the frames."""
+def survey(parts: Parts) -> None:
+    """Print what is under each key, how the labels are spread, and what the frames lack."""
     for name, part in parts.items():
         print(f"{name}: {len(part['id']):,} segments, {len(set(part['video'] or []))} videos")
         for key, x in part.items():
             size = getattr(x, "shape", len(x) if hasattr(x, "__len__") else "")
             print(f"    {printable(key):22} {size} {getattr(x, 'dtype', type(x).__name__)}")
-        classes = sorted(Counter(np.rint(part["regression_labels"]).astype(int).tolist()).items())
-        print("    labels, rounded:", ", ".join(f"{y:+d}: {n:,}" for y, n in classes))
+        labels = part["regression_labels"]
+        classes = sorted(Counter(np.rint(labels[np.isfinite(labels)]).astype(int).tolist()).items())
+        print("    labels, rounded:", ", ".join(f"{y:+d}: {n:,}" for y, n in classes) or "none")
         for key in FRAMES.values():
             padded = zip(part[key], part[f"{key}_lengths"], strict=True)
             frames = [without_padding(x, n) for x, n in padded]
