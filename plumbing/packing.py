@@ -1,6 +1,6 @@
-"""Sentences end to end: a BERT that computes next to no padding.
+"""A BERT that computes almost no padding: several sentences share a row of tokens.
 
-MOSI's texts have 15 tokens in the mean; padded to the longest of a batch, most positions are padding.
+MOSI's texts have 15 tokens on average: padded to the longest of a batch, most slots are padding.
 """
 
 from types import SimpleNamespace
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def first_fit(sizes: list[int], capacity: int) -> list[list[int]]:
-    """Indices of items, in the order given, each put into the first bin that has room for it.
+    """Put each item, in the order given, into the first bin that has room. Returns their indices.
 
     An item larger than the capacity gets a bin of its own.
     """
@@ -26,14 +26,14 @@ def first_fit(sizes: list[int], capacity: int) -> list[list[int]]:
 
 
 class Packed(nn.Module):
-    """A BERT of transformers, called as it is and with its output, over packed rows of tokens.
+    """A BERT of transformers that packs the sentences of a batch into rows. Called as the BERT is.
 
-    Each sentence keeps its own positions and attends to itself alone. For encoders whose positions
-    are those of BERT, from 0 on (RoBERTa's begin at 2).
+    Each sentence keeps its own positions and attends to itself alone, in every implementation of
+    attention. The encoder's positions must start at 0, as BERT's do (RoBERTa's start at 2).
 
-    row_length: tokens in a row, or those of the longest sentence if it has more
-    input_ids, attention_mask: (B, T) int64, padded on the right, at least one token a sentence
-    -> last_hidden_state: (B, T, D), 0 where there is no token
+    row_length: tokens in a row; a longer sentence makes all rows as long as itself
+    input_ids, attention_mask: (B, T) int64, padded on the right, at least one token in a sentence
+    -> last_hidden_state: (B, T, D), 0 at padding
     """
 
     def __init__(self, encoder: nn.Module, row_length: int = 64):
@@ -42,22 +42,24 @@ class Packed(nn.Module):
         self.config = encoder.config
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> SimpleNamespace:
-        lengths = attention_mask.sum(1).cpu()  # the one place in a step where a GPU is waited for
+        lengths = attention_mask.sum(1).cpu()  # the only place in a step that waits for the GPU
         sentence, position = (t.to(input_ids.device) for t in pack(lengths, self.row_length))
-        itself = sentence[:, None, :, None] == sentence[:, None, None, :]  # (R, 1, W, W)
-        row, column = where_it_stands(sentence, position, input_ids.shape)
+        others = sentence[:, None, :, None] != sentence[:, None, None, :]  # (R, 1, W, W)
+        # Eager attention adds its mask, so a boolean one would hide nothing: -inf does in any.
+        mask = torch.zeros_like(others, dtype=self.encoder.dtype).masked_fill(others, -torch.inf)
+        row, column = token_positions(sentence, position, input_ids.shape)
         states = self.encoder(
-            input_ids[sentence, position], attention_mask=itself, position_ids=position
+            input_ids[sentence, position], attention_mask=mask, position_ids=position
         ).last_hidden_state
         states = states[row, column] * attention_mask[:, :, None].to(states.dtype)  # (B, T, D)
         return SimpleNamespace(last_hidden_state=states)
 
 
 def pack(lengths: Tensor, row_length: int) -> tuple[Tensor, Tensor]:
-    """Which token of which sentence stands where in R rows, the longest sentences first.
+    """Lay out the sentences in R rows of W tokens, the longest sentences first.
 
-    lengths: (B,) int64 on the CPU, each at least 1 -> sentence: (R, W) int64, -1 where there is
-    none; position in it: (R, W) int64, 0 where there is none
+    lengths: (B,) int64 on the CPU, each at least 1
+    -> sentence and position of each slot: (R, W) int64 each, -1 and 0 for padding
     """
     order = lengths.argsort(descending=True, stable=True)
     capacity = max(row_length, int(lengths.max()))
@@ -68,13 +70,15 @@ def pack(lengths: Tensor, row_length: int) -> tuple[Tensor, Tensor]:
     return pad(sentences, True, -1), pad(positions, True, 0)
 
 
-def where_it_stands(sentence: Tensor, position: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
-    """The row and the column of each token of each sentence: (B, T) int64 each, 0 of none."""
+def token_positions(sentence: Tensor, position: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
+    """Invert `pack`: the row and the column of each token, (B, T) int64 each, 0 for padding.
+
+    sentence, position: (R, W) int64; shape: (B, T)
+    """
     rows, columns = (torch.arange(n, device=sentence.device) for n in sentence.shape)
-    grid = rows[:, None].expand_as(sentence), columns.expand_as(sentence)
-    found = []
-    for values in grid:
-        # One more sentence, which is thrown away, takes what stands nowhere (-1).
+    indices = []
+    for values in (rows[:, None].expand_as(sentence), columns.expand_as(sentence)):
+        # Padding slots (-1) write to an extra row that is dropped.
         table = sentence.new_zeros(shape[0] + 1, shape[1])
-        found.append(table.index_put((sentence, position), values)[:-1])
-    return found[0], found[1]
+        indices.append(table.index_put((sentence, position), values)[:-1])
+    return indices[0], indices[1]

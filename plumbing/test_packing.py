@@ -1,20 +1,21 @@
-"""Packing is a rearrangement: every token once, and what the encoder says of it unchanged."""
+"""Packing only rearranges tokens: each appears once, and the encoder computes the same states."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import BertConfig, BertModel
 
-from plumbing.packing import Packed, first_fit, pack
+from plumbing.packing import Packed, first_fit, pack, token_positions
 
-exact = settings(deadline=None, derandomize=True, database=None, max_examples=60)
+exact = settings(max_examples=60)
 lengths_lists = st.lists(st.integers(1, 9), min_size=1, max_size=7)
 
 
 @exact
 @given(st.lists(st.integers(1, 12)), st.integers(1, 10))
-def test_first_fit_laws(sizes, capacity):
-    """Each item once, in order; no bin overflows but that of one too large; the first that fits."""
+def test_first_fit_laws(sizes: list[int], capacity: int):
+    """Each item once, in order, in the first bin that fits; only one too large overflows a bin."""
     bins = first_fit(sizes, capacity)
     assert sorted(i for bin_ in bins for i in bin_) == list(range(len(sizes)))
     assert all(bin_ == sorted(bin_) and bin_ for bin_ in bins)
@@ -28,50 +29,62 @@ def test_first_fit_laws(sizes, capacity):
 
 @exact
 @given(lengths_lists, st.integers(1, 20))
-def test_rows_hold_whole_sentences_and_every_token_once(lengths, row_length):
+def test_rows_hold_whole_sentences_and_every_token_once(lengths: list[int], row_length: int):
+    """And `token_positions` finds each token where `pack` put it."""
     sentence, position = pack(torch.tensor(lengths), row_length)
     rows = [
         [(i, t) for i, t in zip(s, p, strict=True) if i >= 0]
         for s, p in zip(sentence.tolist(), position.tolist(), strict=True)
     ]
-    held = [token for row in rows for token in row]
-    assert sorted(held) == [(i, t) for i, n in enumerate(lengths) for t in range(n)]
+    tokens = [token for row in rows for token in row]
+    assert sorted(tokens) == [(i, t) for i, n in enumerate(lengths) for t in range(n)]
     for row in rows:
         whole = [(i, t) for i in dict.fromkeys(i for i, _ in row) for t in range(lengths[i])]
         assert row == whole
     assert sentence.shape == position.shape
     assert sentence.shape[1] <= max(row_length, *lengths)
     assert ((sentence >= 0) | (position == 0)).all()
+    shape = torch.Size([len(lengths), max(lengths)])
+    row, column = token_positions(sentence, position, shape)
+    for i, n in enumerate(lengths):
+        assert sentence[row[i, :n], column[i, :n]].tolist() == [i] * n
+        assert position[row[i, :n], column[i, :n]].tolist() == list(range(n))
+        assert (row[i, n:] == 0).all() and (column[i, n:] == 0).all()
 
 
-def tiny_bert():
+def tiny_bert(attention: str) -> BertModel:
     torch.manual_seed(0)
     sizes = {"vocab_size": 50, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2}
-    sizes |= {"num_attention_heads": 2, "max_position_embeddings": 16}
-    return BertModel(BertConfig(**sizes), add_pooling_layer=False).double().eval()
+    sizes |= {"num_attention_heads": 2, "max_position_embeddings": 16, "initializer_range": 0.3}
+    config = BertConfig(**sizes, attn_implementation=attention)
+    return BertModel(config, add_pooling_layer=False).double().eval()
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @exact
 @given(lengths_lists, st.integers(1, 20), st.integers(0, 3), st.integers(0, 2**31 - 1))
-def test_packed_is_the_plain_encoder(lengths, row_length, extra, seed):
-    """States and gradients, of the true tokens alone; what stands in the padding changes nothing."""
-    encoder, n = tiny_bert(), torch.tensor(lengths)
+def test_packed_is_the_plain_encoder(
+    attention: str, lengths: list[int], row_length: int, extra: int, seed: int
+):
+    """States and gradients are those of each sentence alone; ids in the padding change nothing."""
+    encoder, n = tiny_bert(attention), torch.tensor(lengths)
     T = max(lengths) + extra
     random = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, 50, (len(lengths), T), generator=random)
     weight = torch.randn(len(lengths), T, 8, generator=random, dtype=torch.float64)
     mask = (torch.arange(T) < n[:, None]).long()
-    found = []
-    for model in (encoder, Packed(encoder, row_length)):
-        states = model(input_ids=ids, attention_mask=mask).last_hidden_state
-        if model is not encoder:
-            assert (states[mask == 0] == 0).all()
-            ids = ids.masked_fill(mask == 0, 7)
-            again = model(input_ids=ids, attention_mask=mask).last_hidden_state
-            torch.testing.assert_close(again, states, atol=1e-10, rtol=0)
-        states = states * mask[:, :, None]
+    alone = torch.zeros_like(weight)
+    for i, length in enumerate(lengths):
+        one = {"input_ids": ids[i : i + 1, :length], "attention_mask": mask[i : i + 1, :length]}
+        alone[i, :length] = encoder(**one).last_hidden_state[0]
+    packed = Packed(encoder, row_length)
+    states = packed(input_ids=ids, attention_mask=mask).last_hidden_state
+    other_padding = packed(ids.masked_fill(mask == 0, 7), mask).last_hidden_state
+    torch.testing.assert_close(other_padding, states, atol=1e-10, rtol=0)
+    results = []
+    for result in (alone, states):
         encoder.zero_grad()
-        (states * weight).sum().backward()
+        (result * weight).sum().backward()
         gradients = {name: p.grad for name, p in encoder.named_parameters()}
-        found.append({"states": states.detach(), **gradients})
-    torch.testing.assert_close(*found, atol=1e-9, rtol=1e-9)
+        results.append({"states": result.detach(), **gradients})
+    torch.testing.assert_close(*results, atol=1e-9, rtol=1e-9)
