@@ -1,158 +1,273 @@
-"""The encoder of a text and its tokeniser: from a folder, from the hub, small and untrained, or GloVe's
-vectors from their file."""
+"""Text encoders and their tokenizers: from a folder, from the hub, or a small untrained BERT."""
 
+import io
+import json
+import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
-from types import SimpleNamespace
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
+import safetensors.torch
 import torch
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoConfig,
     AutoModel,
     AutoTokenizer,
     BertConfig,
     BertModel,
-    PreTrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
     logging,
 )
 
-from plumbing import explained, fetch, regular
+from plumbing import devices, explained, fetch, first_line, regular
 from plumbing.packing import Packed
 
-logging.set_verbosity_error()  # tables and bars; what matters in them is said in a sentence
-logging.disable_progress_bar()
-
 SMALL = "small"  # the name of a BERT of 2 layers of width 64 with random weights
-SMALL_TOKENS = 64  # of a text
-LONGEST = 512  # tokens of a text, whatever the encoder could take
+SMALL_TOKENS = 64  # its longest text
+LONGEST = 512  # tokens of a text, even if the encoder could take more
+UNKNOWN = 0.6  # a run starts with at most this share of unknown tokens
+EXAMPLES = ["good", "the movie was not that good"]  # checked beside the texts of the run
+CPU = torch.device("cpu")
+LOCAL = {"trust_remote_code": False, "local_files_only": True}
 
 
-def pretrained(name: str, texts: list[list[str]]) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    """An encoder, which packs its sentences if it is a BERT, and its tokeniser. Raises UserError.
+class Encoder(NamedTuple):
+    """A text encoder and its tokenizer."""
 
-    name: a folder, a hub name, a file in GloVe's text format, or "small", whose words are those of
-    train; texts: of each split, train first
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+
+
+# ── Loading ───────────────────────────────────────────────────────────────────────────────────────
+def pretrained(
+    name: str,
+    texts: list[list[str]],
+    device: torch.device = CPU,
+    amp: str = "off",
+    pooling: str = "mean",
+) -> Encoder:
+    """Load and check the encoder of a new run. Its weights are float32, on the CPU.
+
+    name: a folder, a hub name, or "small", whose vocabulary is the words of the train split
+    texts: those of each split, train first; device, amp, pooling: those of the run
+    Raises UserError if the encoder cannot be loaded, or would fail during the run (see `check`).
     """
-    if Path(name).is_file():
-        return word_vectors(name, [text for split in texts for text in split])
-    if name == SMALL:
-        tokenizer = word_tokenizer(texts[0], SMALL_TOKENS)
-        sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
-        sizes |= {"num_attention_heads": 4, "max_position_embeddings": SMALL_TOKENS}
-        return pack(BertModel(BertConfig(vocab_size=len(tokenizer), **sizes))), tokenizer
-    folder = fetch.encoder(name)
-    with explained(f"--bert {name}: no encoder can be loaded"):
-        only_regular(folder)
-        known = {"trust_remote_code": False, "output_loading_info": True}
-        encoder, info = AutoModel.from_pretrained(folder, **known)
-        missing = [name for name in info["missing_keys"] if "pooler" not in name]
-        if missing:  # they would be random
-            raise ValueError(f"{len(missing)} of its weights are missing, such as {missing[0]}")
-    return pack(encoder), load_tokenizer(folder, encoder)
+    with explained(f"--bert {name} cannot be used"):
+        if Path(name).is_file():
+            raise ValueError(kind_of(name))
+        source, tokenizer, missing = small(texts[0]) if name == SMALL else read(fetch.encoder(name))
+        weights = {key: weight.contiguous() for key, weight in source.state_dict().items()}
+        # A run trains what it can rebuild: an encoder made from the files that it will save.
+        with torch.random.fork_rng([]), TemporaryDirectory() as folder:
+            source.config.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            encoder = build(folder)
+        encoder.model.load_state_dict(safetensors.torch.load(safetensors.torch.save(weights)))
+        every = [text for split in texts for text in split]
+        check(encoder, every[:: len(every) // 200 + 1], device, amp, pooling)
+        if random := [key for key in missing if encoder.model.get_parameter(key).requires_grad]:
+            raise ValueError(f"{len(random)} of its weights are missing or misshapen: {random[0]}")
+    return encoder
 
 
-def configured(folder: str) -> nn.Module:
-    """The encoder of a folder's configuration, its weights random. Raises UserError."""
-    with explained(f"{folder} holds no encoder's configuration"):
-        only_regular(folder)
-        known = {"trust_remote_code": False, "local_files_only": True}
-        return AutoModel.from_config(AutoConfig.from_pretrained(folder, **known)).float()
+def rebuild(folder: str, device: torch.device = CPU, amp: str = "off") -> Encoder:
+    """Build and check the encoder of a saved run. Its weights are random: the caller loads them.
+
+    folder: what `save_pretrained` of model.config and tokenizer wrote. Raises UserError.
+    """
+    with explained(f"{folder} holds no encoder that can be used"):
+        encoder = build(folder)
+        check(encoder, [], device, amp, "mean")
+    return encoder
 
 
-def only_regular(folder: str):
+def build(folder: str) -> Encoder:
+    """The encoder of a configuration, with random weights, and a tokenizer that cuts long texts."""
+    with quiet():
+        config = AutoConfig.from_pretrained(readable(folder), **LOCAL)
+        model = AutoModel.from_config(config, dtype=torch.float32)
+        tokenizer = read_tokenizer(folder)
+    positions = getattr(config, "max_position_embeddings", None) or 0
+    if config.model_type != "bert":
+        positions -= 2  # RoBERTa's start at 2
+    limits = [n for n in (tokenizer.model_max_length, positions) if n > 0]  # -1: no limit
+    tokenizer.model_max_length = min([LONGEST, *limits])
+    return Encoder(text_encoder(model), tokenizer)
+
+
+def read(folder: str) -> tuple[nn.Module, PreTrainedTokenizerBase, list[str]]:
+    """The encoder and tokenizer in a folder, and the names of parameters that are missing there."""
+    with quiet():
+        settings = {"dtype": torch.float32, "output_loading_info": True, **LOCAL}
+        settings["ignore_mismatched_sizes"] = True  # they are reported as missing
+        model, info = AutoModel.from_pretrained(readable(folder), **settings)
+        tokenizer = read_tokenizer(folder)
+    lost = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+    missing = {id(p) for key, p in model.named_parameters() if key in lost}
+    encoder = text_encoder(model)
+    return encoder, tokenizer, [key for key, p in encoder.named_parameters() if id(p) in missing]
+
+
+def small(texts: list[str]) -> tuple[nn.Module, PreTrainedTokenizerBase, list[str]]:
+    """An untrained BERT whose vocabulary is the words of `texts`; no parameter is missing."""
+    tokenizer = word_tokenizer(texts, SMALL_TOKENS)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "max_position_embeddings": SMALL_TOKENS}
+    model = BertModel(BertConfig(vocab_size=len(tokenizer), **sizes))
+    return text_encoder(model), tokenizer, []
+
+
+def text_encoder(model: PreTrainedModel) -> nn.Module:
+    """The part that encodes text: the encoder of T5 or BART; BERT packed and without its pooler."""
+    if model.config.is_encoder_decoder:
+        encoder = model.get_encoder()
+        encoder.config = getattr(encoder, "config", model.config)
+        return encoder
+    if model.config.model_type == "bert" and not model.config.is_decoder:
+        model.pooler = None
+        return Packed(model)
+    return model
+
+
+def readable(folder: str) -> str:
+    """The folder. Raises an exception if one of its files is a pipe or a pointer of Git LFS."""
     for path in Path(folder).iterdir():
         if not path.is_dir():
-            regular(path)
+            with open(regular(path), "rb") as file:
+                if file.read(40).startswith(b"version https://git-lfs"):
+                    raise ValueError(f"{path.name} is a Git LFS pointer; run `git lfs pull`")
+    if "model_type" not in json.loads(regular(Path(folder, "config.json")).read_bytes()):
+        raise ValueError('add its family to its config.json, such as "model_type": "bert"')
+    return folder
 
 
-def pack(encoder: nn.Module) -> nn.Module:
-    """A BERT without its pooler, which would get no gradient, in `Packed`; others as they are."""
-    if getattr(encoder, "pooler", None) is not None:
-        encoder.pooler = None
-    return Packed(encoder) if encoder.config.model_type == "bert" else encoder
+def read_tokenizer(folder: str) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(folder, **LOCAL)
+    except Exception as error:
+        why = first_line(error)
+        if any(Path(folder).glob("*.model")):  # then transformers advises tiktoken
+            why = "to read SentencePiece, pip install sentencepiece protobuf"
+        raise ValueError(f"its tokenizer cannot be read: {why}") from error
 
 
-class Static(nn.Module):
-    """Vectors of tokens that do not learn, called as an encoder of transformers is.
+def kind_of(file: str) -> str:
+    """What a file looks like that was given as an encoder, and what to do."""
+    with open(file, encoding="utf-8", errors="replace") as lines:
+        first = lines.readline(20_000)
+    if re.fullmatch(r"\S+( -?\d\S*)+\s*", first):  # a word, or fastText's count, and numbers
+        start = 'python -m experiments.baselines "LMF (static)" --vectors'
+        return f"it is a file of word vectors, which the static baselines take: {start} {file}"
+    return "it is a file, but an encoder is a folder; name the one with its config.json"
 
-    vectors: (V, D) float; config: whose hidden_size is D
-    input_ids, attention_mask: (B, T) int64 -> last_hidden_state: (B, T, D), 0 where masked
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hide the tables and progress bars of transformers; our errors say what matters in them."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(level)
+
+
+# ── The check: what training and predicting will do ───────────────────────────────────────────────
+def check(encoder: Encoder, texts: list[str], device: torch.device, amp: str, pooling: str) -> None:
+    """Try the encoder on a few texts. Freezes the parameters that get no gradient.
+
+    Raises ValueError if most tokens are unknown, if a text's states change in a batch, or if the
+    pooling, the longest possible text, or a training step in the run's number format fails.
     """
-
-    def __init__(self, vectors: Tensor, config: PreTrainedConfig):
-        super().__init__()
-        self.config = config
-        # Not kept with a run's weights: `pretrained` makes them anew.
-        self.register_buffer("vectors", vectors.detach().clone(), persistent=False)
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> SimpleNamespace:
-        states = self.vectors[input_ids] * attention_mask[:, :, None]
-        return SimpleNamespace(last_hidden_state=states)
-
-
-def static(encoder: nn.Module) -> Static:
-    """The encoder's input embeddings, frozen: of each token its vector, whatever stands around it."""
-    if isinstance(encoder, Static):
-        return encoder
-    inside = encoder.encoder if isinstance(encoder, Packed) else encoder
-    return Static(inside.get_input_embeddings().weight, encoder.config)
-
-
-def word_vectors(file: str, texts: list[str]) -> tuple[Static, PreTrainedTokenizerBase]:
-    """GloVe's text format: a word and its numbers a line. Only words of `texts` are kept; a word that
-    the file lacks is 0. Words are lower-cased and rid of punctuation. Raises UserError.
-    """
-    punctuation = normalizers.Replace(Regex(r"[^\w\s'-]"), " ")
-    normalizer = normalizers.Sequence([normalizers.Lowercase(), punctuation])
-    with explained("a text is no Unicode"):
-        tokenizer = word_tokenizer([normalizer.normalize_str(plain(t)) for t in texts], 512)
-    tokenizer.backend_tokenizer.normalizer = normalizer
-    ids, found, width = tokenizer.get_vocab(), {}, 0
-    with explained(f"{file} is not in GloVe's text format"), open(file, encoding="utf-8") as lines:
-        for line in lines:
-            width = width or line.count(" ")  # the first word has no space; some others do
-            word, *numbers = line.rstrip().rsplit(" ", width)
-            if word in ids:
-                found[ids[word]] = torch.tensor([float(x) for x in numbers])
-        vectors = torch.zeros(len(ids), width)
-        vectors[list(found)] = torch.stack(list(found.values()))
-    print(f"{file}: vectors of {len(found)} of {len(ids)} words, each of width {width}")
-    config = PreTrainedConfig(hidden_size=width, vocab_size=len(ids))
-    return Static(vectors, config), tokenizer
+    model, tokenizer = encoder
+    limit, vocabulary = tokenizer.model_max_length, tokenizer.get_vocab()
+    if set(vocabulary) <= set(tokenizer.all_special_tokens):
+        raise ValueError("it holds no tokenizer, or one without a vocabulary")
+    if limit < 3:
+        raise ValueError(f"texts would be cut to {limit} tokens")
+    with quiet(), torch.random.fork_rng([]):
+        ids = tokenize(tokenizer, [*EXAMPLES, *texts])
+        share = unknown_share(tokenizer, ids[len(EXAMPLES) :])
+        if share > UNKNOWN and len(texts) > 5:
+            raise ValueError(f"{share:.0%} of the texts' tokens are unknown to its tokenizer")
+        ids = sorted(ids[:16], key=len)
+        rows, longest = [ids[0], ids[len(ids) // 2], ids[-1]], ids[-1] * limit
+        model.eval()
+        first = check_batch(encoder, rows)
+        if pooling == "cls" and (len({row[0] for row in ids}) > 1 or first.std(0).max() < 1e-5):
+            raise ValueError("its first token does not see the whole text; use --pooling mean")
+        encode(encoder, [[*longest[: limit - 1], max(vocabulary.values())]])
+        check_step(encoder, rows, device, amp)
+    model.to(CPU).zero_grad()
 
 
-def load_tokenizer(folder: str, encoder: nn.Module) -> PreTrainedTokenizerBase:
-    """The encoder's own tokeniser; it cuts off what the encoder has no positions for.
-
-    Raises UserError if the folder holds none, or one with tokens that the encoder does not know.
-    """
-    with explained(f"{folder} holds no tokeniser of its encoder"):
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        last, known = max(tokenizer.get_vocab().values()), encoder.get_input_embeddings()
-        if last >= known.num_embeddings:
-            raise ValueError(f"token {last} is none of the encoder's {known.num_embeddings}")
-        positions = getattr(encoder.config, "max_position_embeddings", 512)
-        if encoder.config.model_type != "bert":
-            positions -= 2  # RoBERTa's begin at 2
-        tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
-        if tokenizer.model_max_length < 3:
-            raise ValueError(f"texts would be cut to {tokenizer.model_max_length} tokens")
-        longest = torch.full((1, min(tokenizer.model_max_length, LONGEST)), last)
-        with torch.no_grad():  # tried now: a wrong configuration must not end a run later
-            encoder.eval()(input_ids=longest, attention_mask=torch.ones_like(longest))
-    return tokenizer
+def check_batch(encoder: Encoder, rows: list[list[int]]) -> Tensor:
+    """The first state of each row. Raises ValueError if states change in a batch, packed or not."""
+    packed, tokenizer = encoder
+    plain = Encoder(packed.encoder if isinstance(packed, Packed) else packed, tokenizer)
+    alone = torch.cat([encode(plain, [row]) for row in rows])
+    for layout in (plain, encoder):
+        change = (encode(layout, rows) - alone).abs().max() / alone.abs().max()
+        if not change <= 1e-4:
+            raise ValueError(f"a text's states change by {change:.1%} in a batch of texts")
+    change.backward()
+    for parameter in packed.parameters():
+        parameter.requires_grad_(parameter.grad is not None)
+    starts = torch.tensor([0, *map(len, rows)]).cumsum(0)[:-1]
+    return alone[starts].detach()
 
 
+def check_step(encoder: Encoder, rows: list[list[int]], device: torch.device, amp: str) -> None:
+    """Raises ValueError if a training step on the device, in its number format, fails."""
+    model = encoder.model.to(device).train()
+    with devices.autocast(amp, device):
+        advice = " in bf16, so use --amp off" * torch.is_autocast_enabled(device.type)
+        with reason(f"training fails{advice}"):
+            states = encode(encoder, rows)
+            states.float().abs().mean().backward()
+            gradients = [p.grad for p in model.parameters() if p.grad is not None]
+            if not all(x.isfinite().all() for x in (states, *gradients)):
+                raise ValueError("its numbers are not finite")
+
+
+def encode(encoder: Encoder, rows: list[list[int]]) -> Tensor:
+    """The states of all tokens, one row of ids after the other, computed as one padded batch."""
+    device, pad_id = next(encoder.model.parameters()).device, encoder.tokenizer.pad_token_id or 0
+    ids = pad_sequence([torch.tensor(row) for row in rows], True, pad_id).to(device)
+    mask = pad_sequence([torch.ones(len(row)).long() for row in rows], True).to(device)
+    with reason(f"it fails on {ids.shape[1]} tokens with ids up to {ids.max()}"):
+        states = encoder.model(input_ids=ids, attention_mask=mask).last_hidden_state
+    expected = [*ids.shape, encoder.model.config.hidden_size]
+    if list(states.shape) != expected:
+        raise ValueError(f"its output has shape {list(states.shape)} instead of {expected}")
+    return states[mask.bool()]
+
+
+@contextmanager
+def reason(what: str) -> Iterator[None]:
+    """Raise an exception again as a ValueError: "what: why"."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{what}: {first_line(error)}") from error
+
+
+# ── Texts to token ids ────────────────────────────────────────────────────────────────────────────
 def word_tokenizer(texts: list[str], limit: int) -> PreTrainedTokenizerFast:
-    """A tokeniser whose vocabulary is [PAD] [UNK] [CLS] [SEP] and the words of `texts`.
+    """A tokenizer whose vocabulary is [PAD] [UNK] [CLS] [SEP] and the words of `texts`.
 
-    limit: tokens of a text; what is more is cut off
+    limit: the most tokens of a text; the rest is cut off. Raises UserError for invalid Unicode.
     """
-    with explained("a text is no Unicode"):
+    with explained("a text is not valid Unicode"):
         words = sorted({word for text in texts for word in plain(text).split()})
     ids = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words])}
     core = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))
@@ -164,18 +279,29 @@ def word_tokenizer(texts: list[str], limit: int) -> PreTrainedTokenizerFast:
 
 
 def plain(text: str) -> str:
-    """MMSA's MOSI IS IN CAPITALS, which shatter into letters in a cased tokeniser: lower-cased."""
-    text.encode("utf-8")  # half a surrogate pair raises here; a fast tokeniser ends the process
+    """Lower-case a text in capitals, as MMSA's MOSI is: a cased tokenizer would spell it out."""
+    text.encode("utf-8")  # half a surrogate pair raises here; a fast tokenizer ends the process
     return text.lower() if text.isupper() else text
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """Token ids of each text, at most min(tokenizer.model_max_length, LONGEST): for training and
-    predicting alike. Says on stderr how many are that long. Raises UserError for a text that is no Unicode.
+    """Token ids of each text, at most tokenizer.model_max_length: for training and predicting.
+
+    Notes on stderr how many texts are that long, and a large share of unknown tokens. Raises
+    UserError for a text that is not valid Unicode.
     """
-    limit = min(tokenizer.model_max_length, LONGEST)
-    with explained("a text cannot be tokenised"):
-        kept = tokenizer([plain(t) for t in texts], truncation=True, max_length=limit)["input_ids"]
-    if full := sum(len(ids) == limit for ids in kept):
-        print(f"note: {full} texts have {limit} tokens or are cut to as many", file=sys.stderr)
-    return kept
+    size = tokenizer.model_max_length
+    with explained("a text cannot be tokenized"):
+        ids = tokenizer([plain(t) for t in texts], truncation=True, max_length=size)["input_ids"]
+    if full := sum(len(row) == size for row in ids):
+        print(f"note: {full} texts have {size} tokens or are cut to as many", file=sys.stderr)
+    if (share := unknown_share(tokenizer, ids)) > 0.1:
+        print(f"note: {share:.0%} of the tokens are unknown to the encoder", file=sys.stderr)
+    return ids
+
+
+def unknown_share(tokenizer: PreTrainedTokenizerBase, ids: list[list[int]]) -> float:
+    """The share of unknown tokens among those that are no special tokens. ids: of each text"""
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    words = [token for row in ids for token in row if token not in special]
+    return words.count(tokenizer.unk_token_id) / max(len(words), 1)

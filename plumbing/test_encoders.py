@@ -1,82 +1,246 @@
-"""Encoders and tokenisers from folders: positions, missing weights, tokens that are not known."""
+"""Encoders are checked when they are loaded: each trains, resumes and predicts, or is rejected."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
-from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
+import transformers
+from torch import nn
+from transformers import BertConfig
 
 from plumbing import UserError, encoders
 from plumbing.packing import Packed
 
-TEXTS = ["the movie was good", "bad"]
-SIZES = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """A BERT of 10 positions with its tokeniser, which knows no limit."""
-    return saved(tmp_path / "bert", BertModel, BertConfig)
-
-
-def saved(folder, model, config):
-    tokenizer = encoders.word_tokenizer(TEXTS, 10**30)
-    sizes = {**SIZES, "vocab_size": len(tokenizer), "max_position_embeddings": 10}
-    model(config(**sizes, pad_token_id=0)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-@pytest.mark.parametrize("model, config", [(BertModel, BertConfig), (RobertaModel, RobertaConfig)])
-def test_a_text_longer_than_the_positions_is_cut(model, config, tmp_path):
-    encoder, tokenizer = encoders.pretrained(str(saved(tmp_path / "f", model, config)), [])
-    ids = torch.tensor(encoders.tokenize(tokenizer, ["good " * 99]))
-    states = encoder(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
-    assert states.shape == (1, 10 if model is BertModel else 8, 8) and states.isfinite().all()
-    assert isinstance(encoder, Packed) == (model is BertModel)
-
-
-def edit(path, change):
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
-
-
-def without_weight(folder):
-    weights = safetensors.torch.load_file(folder / "model.safetensors")
-    del weights["embeddings.word_embeddings.weight"]
-    safetensors.torch.save_file(weights, folder / "model.safetensors", {"format": "pt"})
-
-
-EDITS = {
-    "weights are missing, such as embeddings.word": without_weight,
-    "token 99 is none": lambda f: edit(
-        f / "tokenizer.json", lambda c: c["model"]["vocab"].update(bad=99)
-    ),
-    "cut to 1 tokens": lambda f: edit(
-        f / "tokenizer_config.json", lambda c: c.update(model_max_length=1)
-    ),
-    "holds no tokeniser of its": lambda f: edit(
-        f / "config.json", lambda c: c.update(num_attention_heads=-2)
-    ),
-    "no encoder can be": lambda f: edit(f / "config.json", lambda c: c.update(hidden_size="x")),
-    "holds no tokeniser": lambda f: (f / "tokenizer.json").unlink(),
+TEXTS = [
+    ["the movie was good", "bad", "the plot was not that good so i would not see it again"] * 3
+]
+SIZES = {
+    "hidden_size": 8,
+    "intermediate_size": 12,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
+BART = {"d_model": 8, "max_position_embeddings": 30, "bos_token_id": 2, "eos_token_id": 3} | {
+    f"{part}_{name}": size
+    for part in ("encoder", "decoder")
+    for name, size in {"layers": 1, "ffn_dim": 12, "attention_heads": 2}.items()
+}
+FAMILIES = {  # name: configuration, class of the encoder that is trained
+    "Bert": (SIZES, "Packed"),
+    "Roberta": (SIZES, "RobertaModel"),
+    "SqueezeBert": (SIZES | {"embedding_size": 8}, "SqueezeBertModel"),
+    "T5": ({"d_model": 8, "d_ff": 12, "d_kv": 4, "num_layers": 1, "num_heads": 2}, "T5Stack"),
+    "Bart": (BART, "BartEncoder"),
+    "XLNet": ({"d_model": 8, "d_inner": 12, "n_layer": 1, "n_head": 2}, "XLNetModel"),
 }
 
 
-@pytest.mark.parametrize("says, change", EDITS.items())
-def test_a_damaged_folder_is_one_sentence(says, change, folder):
-    change(folder)
+def saved(folder: Path, family: str = "Bert", dtype: torch.dtype = torch.float32, **more) -> str:
+    """A tiny encoder with random weights and its tokenizer, which has no limit of its own."""
+    tokenizer = encoders.word_tokenizer(TEXTS[0], 10**30)
+    sizes = {**FAMILIES.get(family, (SIZES,))[0], "pad_token_id": 0, **more}
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{family}Config")(vocab_size=len(tokenizer), **sizes)
+    with encoders.quiet():
+        getattr(transformers, f"{family}Model")(config).to(dtype).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def states(encoder: encoders.Encoder, texts: list[str]) -> torch.Tensor:
+    with torch.no_grad():
+        model = encoder.model.eval()
+        ids = encoders.tokenize(encoder.tokenizer, texts)
+        return encoders.encode(encoder._replace(model=model), ids)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_trains_and_is_rebuilt(family: str, tmp_path: Path):
+    """One step moves each trainable weight; saved and rebuilt, a text has the same states."""
+    encoder = encoders.pretrained(saved(tmp_path / "hub", family, torch.float16), TEXTS)
+    model, tokenizer = encoder
+    assert type(model).__name__ == FAMILIES[family][1]
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert not any(p.grad is not None for p in model.parameters())
+    trained = {key: p.detach().clone() for key, p in model.named_parameters() if p.requires_grad}
+    encoders.encode(encoder, encoders.tokenize(tokenizer, TEXTS[0])).abs().mean().backward()
+    torch.optim.Adam(model.parameters(), 0.1).step()
+    still = {key for key, p in model.named_parameters() if key in trained and p.grad is None}
+    assert still == set() and len(trained) > 8
+    for part in (model.config, tokenizer):
+        part.save_pretrained(tmp_path / "run")
+    weights = safetensors.torch.save(model.state_dict())
+    again = encoders.rebuild(str(tmp_path / "run"))
+    again.model.load_state_dict(safetensors.torch.load(weights))
+    assert torch.equal(states(again, TEXTS[0]), states(encoder, TEXTS[0]))
+
+
+def test_loading_leaves_everything_else_as_it_was(tmp_path: Path):
+    """The random numbers that follow, transformers' verbosity, and no gradient is left."""
+    folder, level = saved(tmp_path / "hub"), transformers.logging.get_verbosity()
+    for name in (folder, "small"):
+        torch.manual_seed(1)
+        if name == "small":
+            vocabulary = len({word for text in TEXTS[0] for word in text.split()}) + 4
+            sizes = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
+            more = {"num_hidden_layers": 2, "max_position_embeddings": 64}
+            transformers.BertModel(BertConfig(vocab_size=vocabulary, **sizes, **more))
+        expected = torch.rand(3)
+        torch.manual_seed(1)
+        encoders.pretrained(name, TEXTS)
+        assert torch.equal(torch.rand(3), expected)
+    assert transformers.logging.get_verbosity() == level
+
+
+@pytest.mark.parametrize("family, limit", [("Bert", 10), ("Roberta", 8)])
+@pytest.mark.parametrize("own", [-1, 10**30])
+def test_a_text_longer_than_the_positions_is_cut(
+    family: str, limit: int, own: int, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    """Limits below 1 are none: XLNet and some tokenizers say -1."""
+    folder = saved(tmp_path / "f", family, max_position_embeddings=10)
+    edit(folder, "tokenizer_config.json", model_max_length=own)
+    encoder = encoders.pretrained(folder, TEXTS)
+    assert capsys.readouterr().err == ""
+    assert states(encoder, ["good " * 99]).shape == (limit, 8)
+    assert f"1 texts have {limit} tokens" in capsys.readouterr().err
+    assert isinstance(encoder.model, Packed) == (family == "Bert")
+
+
+def edit(folder: str, name: str, **changes):
+    path = Path(folder, name)
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def without_weight(folder: str):
+    path = Path(folder, "model.safetensors")
+    weights = safetensors.torch.load_file(path)
+    del weights["embeddings.word_embeddings.weight"]
+    safetensors.torch.save_file(weights, path, {"format": "pt"})
+
+
+def with_token_99(folder: str):
+    path = Path(folder, "tokenizer.json")
+    content = json.loads(path.read_text())
+    content["model"]["vocab"]["bad"] = 99
+    path.write_text(json.dumps(content))
+
+
+def without_tokenizer(folder: str):
+    for path in Path(folder).glob("*token*"):
+        path.unlink()
+
+
+def with_sentencepiece(folder: str):
+    Path(folder, "tokenizer.json").unlink()
+    Path(folder, "spiece.model").write_bytes(b"\n\x07\n\x05<unk>")
+
+
+def without_family(folder: str):
+    content = json.loads(Path(folder, "config.json").read_text())
+    del content["model_type"]
+    Path(folder, "config.json").write_text(json.dumps(content))
+
+
+def git_lfs(folder: str):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    Path(folder, "model.safetensors").write_text(pointer)
+
+
+DAMAGES = {
+    "1 of its weights are missing .*: encoder.embeddings.word": without_weight,
+    "weights are missing or misshapen": lambda f: edit(f, "config.json", intermediate_size=16),
+    "fails on 512 tokens with ids up to 99: index out of range": with_token_99,
+    "cut to 1 tokens": lambda f: edit(f, "tokenizer_config.json", model_max_length=1),
+    "--bert .* cannot be used": lambda f: edit(f, "config.json", hidden_size="x"),
+    "holds no tokenizer": without_tokenizer,
+    "tokenizer cannot be read": lambda f: Path(f, "tokenizer.json").unlink(),
+    "pip install sentencepiece protobuf": with_sentencepiece,
+    'such as "model_type": "bert"': without_family,
+    "model.safetensors is a Git LFS pointer": git_lfs,
+    "config.json cannot be read": lambda f: Path(f, "config.json").unlink(),
+}
+
+
+@pytest.mark.parametrize("says, damage", DAMAGES.items())
+def test_a_damaged_folder_is_one_sentence(says: str, damage, tmp_path: Path):
+    folder = saved(tmp_path / "f", max_position_embeddings=512)
+    damage(folder)
     with pytest.raises(UserError, match=says) as caught:
-        encoders.pretrained(str(folder), [])
+        encoders.pretrained(folder, TEXTS)
     assert str(caught.value).isprintable()
 
 
-def test_capitals_are_read_alike_in_files_and_when_predicting():
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
+def test_a_pipe_in_the_folder_does_not_hang(tmp_path: Path):
+    folder = saved(tmp_path / "f")
+    os.mkfifo(tmp_path / "f" / "vocab.txt")
+    with pytest.raises(UserError, match=r"vocab\.txt cannot be read"):
+        encoders.pretrained(folder, TEXTS)
+
+
+DEBERTA = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "type_vocab_size": 0}
+UNUSABLE = {  # what the error says: family, its configuration, how the run uses it
+    r"states change by \d+\.\d% in a batch": ("FNet", SIZES, {}),
+    "in bf16, so use --amp off": ("Deberta", SIZES | DEBERTA, {"amp": "bf16"}),
+    "forward.. missing 1 required": ("Perceiver", {"d_model": 8, "d_latents": 8}, {}),
+    "use --pooling mean": ("GPT2", {"n_embd": 8, "n_layer": 1, "n_head": 2}, {"pooling": "cls"}),
+}
+
+
+@pytest.mark.parametrize("says, case", UNUSABLE.items())
+def test_an_encoder_that_would_fail_later_is_one_sentence_now(says: str, case, tmp_path: Path):
+    family, sizes, use = case
+    folder = saved(tmp_path / "f", family, **sizes)
+    with pytest.raises(UserError, match=says):
+        encoders.pretrained(folder, TEXTS, **use)
+    if use:
+        encoders.pretrained(folder, TEXTS)
+
+
+def test_texts_of_another_language_are_one_sentence(tmp_path: Path):
+    folder = saved(tmp_path / "f")
+    with pytest.raises(UserError, match="75% of the texts' tokens are unknown"):
+        encoders.pretrained(folder, [["good 这 部 电影"] * 6])
+
+
+@pytest.mark.parametrize("line", ["good 0.1 -2e-1 3", "400000 300", "not numbers", "", "\0\n"])
+def test_a_file_is_no_encoder(line: str, tmp_path: Path):
+    (tmp_path / "file").write_text(line)
+    says = "word vectors.* --vectors" if "0" in line else "an encoder is a folder"
+    with pytest.raises(UserError, match=says):
+        encoders.pretrained(str(tmp_path / "file"), TEXTS)
+
+
+class Leaks(nn.Module):
+    """A wrapper that lets each text see the first text of its batch."""
+
+    def __init__(self, encoder: nn.Module):
+        super().__init__()
+        self.encoder, self.config = encoder, encoder.config
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor):
+        output = self.encoder(input_ids=input_ids, attention_mask=attention_mask)
+        output.last_hidden_state = output.last_hidden_state + output.last_hidden_state[:1, :1] / 100
+        return output
+
+
+def test_the_check_sees_a_packing_that_leaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The plain encoder is right, so only the packed one can be what differs."""
+    monkeypatch.setattr(encoders, "Packed", Leaks)
+    with pytest.raises(UserError, match="in a batch"):
+        encoders.pretrained(saved(tmp_path / "f"), TEXTS)
+
+
+def test_capitals_are_read_alike_in_files_and_when_predicting(capsys: pytest.CaptureFixture):
     tokenizer = encoders.word_tokenizer(["GOOD MOVIE", "Bad movie"], 64)
     assert len(tokenizer) == 7 and tokenizer.pad_token_id == 0
     assert encoders.tokenize(tokenizer, ["GOOD MOVIE"]) == [[2, 5, 6, 3]]
+    assert capsys.readouterr().err == ""
     assert encoders.tokenize(tokenizer, ["good movie", "Good film"]) == [[2, 5, 6, 3], [2, 1, 1, 3]]
-    with pytest.raises(UserError, match="a text cannot be tokenised: .*surrogate"):
+    assert "50% of the tokens are unknown" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"a text cannot be tokenized: .*surrogate"):
         encoders.tokenize(tokenizer, ["good", "good \ud800"])
