@@ -185,7 +185,8 @@ class Session:
         self.standardizer = data.Standardizer.fit(self.corpus["train"])
         torch.manual_seed(config.seed)
         texts = [self.corpus[split].text for split in data.SPLITS]
-        self.encoder, self.tokenizer = encoders.pretrained(config.bert, texts)
+        use = self.device, config.amp, config.pooling
+        self.encoder, self.tokenizer = encoders.pretrained(config.bert, texts, *use)
         self.segments = {
             split: data.Segments(
                 self.corpus[split], self.tokenizer, self.standardizer, config.modalities

@@ -41,9 +41,7 @@ def load(folder: str | Path) -> "Predictor":
     with explained(f"{folder / 'standardizer.json'} is damaged"):
         standardizer = data.Standardizer.from_dict(content)
     widths = {m: len(mean) for m, mean in standardizer.mean.items()}
-    encoder = encoders.configured(str(folder / "bert"))
-    tokenizer = encoders.load_tokenizer(str(folder / "bert"), encoder)
-    encoder = encoders.pack(encoder)
+    encoder, tokenizer = encoders.rebuild(str(folder / "bert"), device, config.amp)
     model = MSFN(config, widths, encoder)
     RunFolder(folder).load_weights(model)
     run = train.Run(model.to(device).eval(), encoder, {}, tokenizer, standardizer, device)
