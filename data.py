@@ -139,7 +139,7 @@ class Standardizer:
         with np.errstate(over="ignore", invalid="ignore"):
             np.divide(1, self.std[m], out=scale, where=self.std[m] > 0)
             z = (finite(x) - self.mean[m]) * scale
-        return np.nan_to_num(np.clip(z, -1e6, 1e6)).astype(np.float32)
+        return np.where(np.isnan(z), 0, np.clip(z, -1e6, 1e6)).astype(np.float32)
 
     def to_dict(self) -> dict[str, dict[str, list[float]]]:
         """Mean and std as plain numbers, for JSON."""

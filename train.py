@@ -176,17 +176,24 @@ def build_msfn(config: Config, widths: dict[str, int], encoder: nn.Module) -> MS
 
 
 class Session:
-    """What a run works with. Raises UserError for what the user can fix."""
+    """What a run works with. Raises UserError for what the user can fix.
 
-    def __init__(self, config: Config, build: Build = build_msfn):
+    folder: the run to resume, which holds the encoder once an epoch is done
+    """
+
+    def __init__(self, config: Config, build: Build = build_msfn, folder: RunFolder | None = None):
         self.config, self.device = config, devices.pick(config.device)
         self.corpus = data.load(config.dataset, config.data, config.labels)
         print(self.corpus.description)
         self.standardizer = data.Standardizer.fit(self.corpus["train"])
         torch.manual_seed(config.seed)
-        texts = [self.corpus[split].text for split in data.SPLITS]
-        use = self.device, config.amp, config.pooling
-        self.encoder, self.tokenizer = encoders.pretrained(config.bert, texts, *use)
+        if folder and folder.checkpoint.exists():
+            loaded = encoders.rebuild(str(folder.encoder), self.device, config.amp)
+        else:
+            texts = [self.corpus[split].text for split in data.SPLITS]
+            settings = self.device, config.amp, config.pooling
+            loaded = encoders.pretrained(config.bert, texts, *settings)
+        self.encoder, self.tokenizer = loaded
         self.segments = {
             split: data.Segments(
                 self.corpus[split], self.tokenizer, self.standardizer, config.modalities
@@ -300,16 +307,19 @@ def train(
     folder: the run to resume; None: a new one. build: makes the model. observe: its numbers are
     logged after each epoch. Raises UserError.
     """
-    session = Session(config, build)
+    started, session = time.perf_counter(), Session(config, build, folder)
+    name = session.corpus.name
     if folder is None:
-        folder = RunFolder.create(config.runs, config.name, f"{config.dataset}-seed{config.seed}")
+        folder = RunFolder.create(config.runs, config.name, f"{name}-seed{config.seed}")
         parts = session.standardizer.to_dict(), session.encoder.config, session.tokenizer
         folder.describe(*parts)
+    print(summary(session), flush=True)
     best = {"epoch": -1, "valid": dict.fromkeys(COLUMNS, math.inf)}
     start = {"epoch": 0, "best": best, "data": session.corpus.fingerprint}
     progress = folder.load_checkpoint(session.model, session.optimizer, start)
     folder.write_config(asdict(config) | {"data": session.corpus.path})  # of what resumes it next
-    epoch, best = progress["epoch"], progress["best"]
+    first, best = progress["epoch"], progress["best"]
+    epoch = first
     while epoch < config.epochs and epoch - best["epoch"] <= config.patience:
         began = time.perf_counter()
         losses = train_epoch(session, epoch)
@@ -327,21 +337,33 @@ def train(
         epoch += 1
         progress = {**start, "epoch": epoch, "best": best}
         folder.save_checkpoint(session.model, session.optimizer, progress)
-        print(epoch_line(entry), flush=True)  # last, since a console can fail
+        print(epoch_line(entry, epoch == first + 1), flush=True)  # last, since a console can fail
     folder.load_weights(session.model)
-    results = {**best, "dataset": config.dataset, "seed": config.seed}
+    results = {**best, "dataset": name, "seed": config.seed}
     if config.test:
         results["test"] = metrics(*predict(session, session.segments["test"]))
     folder.finish(results)
     show(results, folder)
+    print(f"{time.perf_counter() - started:.0f} seconds")
     return results
 
 
+def summary(session: Session) -> str:
+    """The device, the encoder, and how it is trained, in two lines."""
+    c, sizes = session.config, [p.numel() for p in session.model.parameters() if p.requires_grad]
+    rates = f"{c.learning_rate:g}, of the encoder {c.bert_learning_rate or c.learning_rate:g}"
+    return (
+        f"{session.device}, encoder {c.bert}, {sum(sizes) / 1e6:.1f} million trainable parameters\n"
+        f"at most {c.epochs} epochs, batches of {c.batch_size}, learning rate {rates}"
+    )
+
+
 def show(results: dict, folder: RunFolder) -> None:
-    """Print a finished run's metrics beside the paper's row."""
-    print(f"\nepoch {results['epoch']} was the best on valid; {folder.path} holds the run")
+    """Print a finished run's metrics, below the paper's row if it has one."""
     splits = {split: results[split] for split in data.SPLITS if split in results}
+    print(f"\n{results['dataset']}, epoch {results['epoch']}, the best on valid:")
     print(table(results["dataset"], splits))
+    print(f"{folder.path} holds metrics.jsonl and the weights, model.safetensors")
 
 
 def main(

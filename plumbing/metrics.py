@@ -70,12 +70,12 @@ def number(column: str, value: float) -> str:
     return f"{value:.3f}" if column in ("mae", "corr") else f"{100 * value:.1f}"
 
 
-def epoch_line(entry: dict) -> str:
-    """A line of the log; the first one below the names of its columns."""
-    numbers = {**entry["train"], "valid MAE": entry["valid"]["mae"], "Corr": entry["valid"]["corr"]}
-    columns = {name: f"{value:.3f}" for name, value in numbers.items()}
-    columns = {"epoch": f"{entry['epoch']}", **columns, "seconds": f"{entry['seconds']:.0f}"}
+def epoch_line(entry: dict, with_header: bool) -> str:
+    """An epoch's losses and valid metrics as a line of the log. entry: a line of metrics.jsonl"""
+    valid = {"valid MAE": entry["valid"]["mae"], "Corr": entry["valid"]["corr"]}
+    numbers = {name: f"{value:.3f}" for name, value in (entry["train"] | valid).items()}
+    columns = {"epoch": str(entry["epoch"]), **numbers, "seconds": f"{entry['seconds']:.0f}"}
     widths = [max(len(name), 6) for name in columns]
-    lines = [columns.values()] if entry["epoch"] else [columns, columns.values()]
+    lines = [columns, columns.values()] if with_header else [columns.values()]
     cells = [[text.rjust(n) for text, n in zip(line, widths, strict=True)] for line in lines]
-    return "\n".join("  ".join(line) for line in cells)
+    return "\n".join(" ".join(line) for line in cells)
