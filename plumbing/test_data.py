@@ -21,7 +21,7 @@ from plumbing.test_pickles import write
 class Words:
     """A tokenizer of words, without the tokenizers library."""
 
-    pad_token_id, model_max_length = 9, 512
+    pad_token_id, unk_token_id, all_special_ids, model_max_length = 9, None, [], 512
 
     def __call__(self, texts: list[str], truncation: bool, max_length: int) -> dict:
         return {"input_ids": [[1, *range(10, 10 + len(t.split())), 2][:max_length] for t in texts]}
