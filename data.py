@@ -10,7 +10,6 @@ frames, d the number of features of a frame. `plumbing/formats.py` reads the fil
 import argparse
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,10 +20,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 import plumbing
-from plumbing import UserError, captions, fetch, formats
-from plumbing.encoders import tokenize
+from plumbing import UserError, captions, encoders, fetch, formats, packing
 from plumbing.formats import FRAMES
-from plumbing.packing import first_fit
 
 MODALITIES = ("a", "v", "l")  # audio, vision, language; FRAMES: the first two, by their file's keys
 SPLITS = ("train", "valid", "test")
@@ -33,15 +30,14 @@ SPLITS = ("train", "valid", "test")
 
 
 class Split:
-    """N segments of a dict in MMSA's layout; their frames stay in the file until asked for."""
+    """N segments of a split of `formats.read`; their frames stay in the file until asked for."""
 
     def __init__(self, part: dict[str, Any], generated: bool = False):
-        self.part = part  # one split of what `formats.read` returns
+        self.part, self.generated = part, generated  # generated: has constant columns on purpose
         self.ids, self.text = part["id"], part["raw_text"]  # N str each, as the file spells them
-        self.video = part["video"]  # N str, equal within a video; None if the file has no ids
         self.token_ids = part.get("token_ids")  # N lists if the file has no text, else None
+        self.video = part["video"]  # N str, equal within a video; None if the file has no ids
         self.y = part["regression_labels"]  # (N,) float32, NaN without a label
-        self.generated = generated  # generated data have constant columns on purpose
 
     def __len__(self) -> int:
         return len(self.y)
@@ -84,8 +80,8 @@ def load(dataset: str, path: str | Path | None = None, labels: str | Path | None
     if corpus.name != dataset and corpus.name in formats.CORPORA:
         raise UserError(f"--dataset {dataset} was asked for, but this is: {corpus.description}")
     for name in SPLITS:
-        if len(missing := np.flatnonzero(np.isnan(corpus[name].y))):
-            raise UserError(f"{corpus.path}, split {name!r} has no label of segment {missing[0]}")
+        if len(i := np.flatnonzero(np.isnan(corpus[name].y))):
+            raise UserError(f"{corpus.path}, split {name!r} has no label of segment {i[0]}")
     return corpus
 
 
@@ -95,8 +91,8 @@ def load_any(path: str | Path, labels: str | Path | None = None) -> Corpus:
     formats.print_notes(parts)
     splits = {name: Split(part) for name, part in parts.items()}
     dims = {m: next(iter(parts.values()))[key][0].shape[1] for m, key in FRAMES.items()}
-    name, what = formats.corpus_name(parts, path), formats.describe(parts, path)
-    return Corpus(name, what, splits, dims, str(Path(path).resolve()), formats.fingerprint(parts))
+    named = formats.corpus_name(parts, path), formats.describe(parts, path)
+    return Corpus(*named, splits, dims, str(Path(path).resolve()), formats.fingerprint(parts))
 
 
 # ── From the corpus to the model ──────────────────────────────────────────────────────────────────
@@ -115,10 +111,7 @@ class Standardizer:
 
     @classmethod
     def fit(cls, split: Split, seed: int = 0, sample: int = 2000) -> "Standardizer":
-        """Statistics of at most `sample` segments, drawn by the seed: memory and time are bounded.
-
-        Prints how many columns of a modality are constant, unless all of them are empty.
-        """
+        """Fit to at most `sample` segments, drawn by the seed. Prints a note on constant columns."""
         rows = np.sort(np.random.default_rng(seed).permutation(len(split))[:sample])
         mean, std = {}, {}
         for m, key in FRAMES.items():
@@ -142,7 +135,6 @@ class Standardizer:
         return np.where(np.isnan(z), 0, np.clip(z, -1e6, 1e6)).astype(np.float32)
 
     def to_dict(self) -> dict[str, dict[str, list[float]]]:
-        """Mean and std as plain numbers, for JSON."""
         return {k: {m: x.tolist() for m, x in by.items()} for k, by in vars(self).items()}
 
     @classmethod
@@ -199,10 +191,8 @@ class Segments(torch.utils.data.Dataset):
     def __post_init__(self):
         self.tokens = [[]] * len(self)
         if "l" in self.modalities:
-            known = self.split.token_ids
-            if known is not None:
-                captions.check_vocabulary(known, self.tokenizer)
-            self.tokens = known or tokenize(self.tokenizer, self.split.text)
+            known = captions.checked_ids(self.split.token_ids, self.tokenizer)
+            self.tokens = known or encoders.tokenize(self.tokenizer, self.split.text)
         names = self.split.video or []
         number = {name: k for k, name in enumerate(dict.fromkeys(names))}
         self.video = [number[name] for name in names] or [-1] * len(self)
@@ -230,9 +220,7 @@ class Segments(torch.utils.data.Dataset):
         return Batch(inputs, torch.tensor(y), torch.tensor(video), list(ids))
 
 
-def batches(
-    video: Sequence[int], batch_size: int, whole_videos: bool, seed: Any = None
-) -> list[list[int]]:
+def batches(video: list[int], size: int, whole_videos: bool, seed: Any = None) -> list[list[int]]:
     """Divide N segments into batches of indices by first fit; each segment is in exactly one batch.
 
     video: N int, equal within a video, negative if unknown
@@ -245,7 +233,7 @@ def batches(
     groups = list(groups.values())
     if seed is not None:
         groups = [groups[k] for k in np.random.default_rng(seed).permutation(len(groups))]
-    plan = first_fit([len(group) for group in groups], batch_size)
+    plan = packing.first_fit([len(group) for group in groups], size)
     return [[i for k in batch for i in groups[k]] for batch in plan]
 
 
@@ -309,15 +297,12 @@ def synthetic(seed: int = 0) -> Corpus:
 
 
 def main() -> None:
-    """The command: describe a file."""
     parser = argparse.ArgumentParser(description="Describe a file of CMU-MOSI or CMU-MOSEI.")
     parser.add_argument("file", help="a pickle of MMSA, MulT, MISA or MAG-BERT, or a folder")
     parser.add_argument("--labels", help="CSV with the text of a file that has none (MulT)")
     arguments = parser.parse_args()
     parts = formats.read(arguments.file, arguments.labels)
-    print(formats.describe(parts, arguments.file))
-    formats.print_notes(parts)
-    formats.survey(parts)
+    formats.survey(parts, arguments.file)
     Standardizer.fit(Split(next(iter(parts.values()))))
 
 

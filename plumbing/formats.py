@@ -346,8 +346,10 @@ def fingerprint(parts: Parts) -> str:
     return digest.hexdigest()
 
 
-def survey(parts: Parts) -> None:
-    """Print what is under each key, how the labels are spread, and what the frames lack."""
+def survey(parts: Parts, path: str | Path) -> None:
+    """Print a summary, what is odd, and per split the keys, labels, lengths and missing values."""
+    print(describe(parts, path))
+    print_notes(parts)
     for name, part in parts.items():
         print(f"{name}: {len(part['id']):,} segments, {len(set(part['video'] or []))} videos")
         for key, x in part.items():

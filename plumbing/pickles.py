@@ -116,8 +116,10 @@ class Dispatch(dict):
     """The machine's functions by opcode; any other opcode is rejected."""
 
     def __missing__(self, code: int) -> None:
-        name = pickletools.code2op[chr(code)].name if chr(code) in pickletools.code2op else code
-        raise ValueError(f"it asks for {name}, which plain data do not need: nothing was run")
+        opcode = pickletools.code2op.get(chr(code))
+        if opcode is None:
+            raise ValueError(f"its byte {code:#x} is no opcode")
+        raise ValueError(f"it asks for {opcode.name}, which data do not need: nothing was run")
 
 
 class Machine(pickle._Unpickler):
@@ -168,7 +170,7 @@ class Machine(pickle._Unpickler):
             return Call(NAMES[known])
         if name.partition(".")[0] in OBJECTS:
             raise ForeignObject(name)
-        raise ValueError(f"it asks for {name}, which plain data do not need: nothing was run")
+        raise ValueError(f"it asks for {name}, which data do not need: nothing was run")
 
     def load_reduce(self) -> None:
         """Record a call; a new OrderedDict() or defaultdict(type) is a dict."""
