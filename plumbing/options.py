@@ -92,8 +92,8 @@ def parse(
     run = typed.pop("resume")
     if run == []:  # Python 3.11 makes this of --resume=--
         parser.error("--resume takes the folder of a run")
-    if fixed := [name for name in typed if name not in RESUMABLE]:
-        parser.error(f"--resume takes only {changes} beside it, not {flag(fixed[0])}")
+    if not typed.keys() <= set(RESUMABLE):
+        parser.error(f"--resume takes no other options than {changes}")
     return None, run, typed
 
 

@@ -1,5 +1,6 @@
 """Which device, which number format, and what is restored afterwards."""
 
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import pytest
@@ -26,16 +27,12 @@ def test_an_unavailable_device_is_one_sentence(name):
 @pytest.mark.parametrize("native", [True, False])
 def test_auto_is_bf16_only_on_a_gpu_that_computes_in_it(native, monkeypatch):
     """A T4 or V100 only emulates it, more slowly than float32."""
+    cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda.device, "__init__", lambda *_: None)
-    monkeypatch.setattr(torch.cuda.device, "__enter__", lambda _: None)
-    monkeypatch.setattr(torch.cuda.device, "__exit__", lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "device", nullcontext)
     monkeypatch.setattr(torch, "autocast", lambda *_, enabled: enabled)
-    assert devices.autocast("auto", torch.device("cuda", 0)) is native
-    assert not devices.autocast("auto", torch.device("cpu"))
-    assert devices.autocast("bf16", torch.device("cpu"))
-    assert not devices.autocast("off", torch.device("cuda", 0))
+    on = [devices.autocast(amp, each) for amp in ("auto", "bf16", "off") for each in (cpu, gpu)]
+    assert on == [False, native, True, True, False, False]
 
 
 def test_float32_converts_numbers_and_leaves_integers():

@@ -3,9 +3,7 @@
 The tests see what the code asks of a GPU, but not cuDNN, bf16, or what a kernel does inside.
 """
 
-import inspect
 import json
-import textwrap
 import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -16,8 +14,6 @@ import pytest
 import torch
 from torch import Tensor
 
-import data
-import msfn
 import train
 from plumbing import processes
 from plumbing.test_runs import quick, small_corpus  # noqa: F401
@@ -157,7 +153,7 @@ def test_a_run_stopped_and_resumed_on_a_gpu_is_that_on_the_cpu(tmp_path, monkeyp
     """Preparation, training, evaluation, checkpoints: no mix, and equal numbers."""
     logs = []
     for device in ("cuda", "cpu"):
-        config = quick(tmp_path, device=device, amp="off", epochs=2, name=device)
+        config = quick(tmp_path, device=device, amp="off", epochs=2, batch_size=60, name=device)
         with Gpu():
             with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
                 patch.setattr(train, "epoch_line", lambda *_: 1 // 0)
@@ -167,25 +163,3 @@ def test_a_run_stopped_and_resumed_on_a_gpu_is_that_on_the_cpu(tmp_path, monkeyp
         logs.append([json.loads(line)["train"] for line in lines])
     for gpu, cpu in zip(*logs, strict=True):
         assert gpu == pytest.approx(cpu, rel=1e-4)
-
-
-EDITS = [
-    ("rejected", data.Batch, "to", "self.y.to(**move)", "self.y"),
-    ("rejected", msfn, "attention_mask", ", device=video.device", ""),
-    ("rejected", msfn.LSTMs, "forward", ", device=X.device", ""),
-    ("noted", data.Batch, "to", ', "non_blocking": device.type == "cuda"', ""),
-    ("noted", msfn.MSFN, "losses", "task_loss(", "(y[y < 9].sum(), task_loss)[1]("),
-    ("noted", train, "train_step", "optimizer.step()", "optimizer.step(), losses.total.item()"),
-]
-
-
-@pytest.mark.parametrize("outcome, owner, name, old, new", EDITS)
-def test_it_bites(outcome, owner, name, old, new, tmp_path, monkeypatch):
-    """One device taken away, or one wait put in."""
-    source = textwrap.dedent(inspect.getsource(getattr(owner, name)))
-    assert old in source
-    exec(source.replace(old, new), vars(inspect.getmodule(owner)), made := {})  # noqa: S102
-    monkeypatch.setattr(owner, name, made[name])
-    mixed = pytest.raises(RuntimeError, match="tensors on two devices")
-    with mixed if outcome == "rejected" else nullcontext():
-        assert waits_of_a_step(tmp_path)

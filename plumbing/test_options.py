@@ -1,29 +1,73 @@
-"""What a user types: wrong, it ends in one sentence and exit code 2, and no run is begun."""
+"""What a user types: a mistake ends in one or two lines and exit code 2, and no run begins."""
+
+import re
+from dataclasses import fields
 
 import pytest
 
 import plumbing
 import train
 
+TYPOS = {  # argparse's own: two lines
+    "--epoch 1": "unrecognized arguments: --epoch",
+    "--no_test": "unrecognized arguments: --no_test",
+    "--test": "unrecognized arguments: --test",
+    "--d x": "argument --d: invalid int value: 'x'",
+    "--dataset x": "argument --dataset: invalid choice: 'x'",
+    "--resume x --d 1": "--resume takes no other options than --device, --data, --labels, --ep",
+    "--resume x --no-test": "--resume takes no other options than",
+}
+VALUES = {
+    "--name=": "--name must be some text",
+    "--d 9999999999": "--d must be a number below 2**31",
+    "--learning-rate nan": "--learning-rate must be a number below",
+    "--bert-learning-rate -1": "--bert-learning-rate must be positive",
+    "--alpha -1": "--alpha must be at least 0",
+    "--epochs 0": "--epochs must be at least 1",
+    "--modalities aw": "--modalities must be letters of avl, not 'aw'",
+    "--dataset mosi --data nowhere.pkl": "nowhere.pkl",
+    "--dataset synthetic --device cuda:77": "--device cuda:77 is unavailable",
+    "--resume=": "is not the folder of a run",
+    "--resume=--": "folder of",
+    "--resume nowhere --epochs 9": "nowhere is not the folder of a run",
+}
 
-@pytest.mark.parametrize(
-    "argv, said",
-    [
-        ("--dataset mosi --data nowhere.pkl", "nowhere.pkl"),
-        ("--dataset synthetic --device cuda:77", "cuda:77"),
-        ("--dataset synthetic --modalities aw", "aw"),
-        ("--dataset synthetic --epochs 0", "epochs"),
-        ("--dataset synthetic --bert-learning-rate -1", "bert-learning-rate"),
-        ("--dataset synthetic --learning-rate nan", "learning-rate"),
-        ("--dataset synthetic --alpha -1", "alpha"),
-        ("--resume nowhere", "nowhere"),
-        ("--resume nowhere --d 8", "--d"),
-    ],
-)
-def test_what_a_user_does_wrong_ends_in_one_sentence(argv, said, tmp_path, monkeypatch, capsys):
+
+@pytest.mark.parametrize("argv, words", (TYPOS | VALUES).items())
+def test_a_mistake_is_one_message(argv, words, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as stop:  # argparse's own, or this one
-        raise SystemExit(plumbing.run(train.main, argv.split()))
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert stop.value.code == 2 and said in error and "error:" in error
-    assert not (tmp_path / "runs").exists()
+    assert plumbing.run(train.main, argv.split()) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("error: ") and words in lines[0]
+    if argv in TYPOS:
+        assert lines[1:] == ["python train.py --help lists the options"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_lists_each_option_once_with_its_defaults(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit) as stop:
+        train.parse(["--help"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert re.findall(r"^(\w+):\n", text, re.M) == ["data", "model", "losses", "training", "run"]
+    entries = re.findall(r"^  (--\S+)(.*(?:\n {8}.*)*)", text, re.M)  # (flag, the rest)
+    expected = {}
+    for field in fields(train.Config):
+        name = field.name.replace("_", "-")
+        expected[f"--no-{name}" if field.default is True else f"--{name}"] = field.default
+    assert entries[0][0] == "--dataset"
+    assert sorted(flag for flag, _ in entries) == sorted([*expected, "--resume"])
+    for flag, rest in entries:
+        default = expected.get(flag)
+        if default not in (None, True, False):
+            assert f"(default: {default}" in " ".join(rest.split()), flag
+    assert "(default: 128; mosei: 256; synthetic: 64)" in text
+
+
+def test_what_may_change_in_a_run_is_returned_apart():
+    argv = ["--resume", "runs/x", "--epochs", "9", "--device", "cpu"]
+    assert train.parse(argv) == (None, "runs/x", {"epochs": 9, "device": "cpu"})
+    config, run, changes = train.parse(["--dataset", "mosei", "--detach-target", "--no-test"])
+    assert (run, changes) == (None, {}) and config.detach_target and not config.test
+    assert config == train.Config(dataset="mosei", detach_target=True, test=False)
