@@ -37,6 +37,9 @@ class Claimed(Tensor):
         made.held = held
         return made
 
+    def __format__(self, how: str) -> str:
+        return format(self.held, how)
+
     def __reduce_ex__(self, protocol: int) -> tuple:  # saved as map_location="cpu" would read it
         return self.held.__reduce_ex__(protocol)
 
