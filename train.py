@@ -13,6 +13,7 @@ D_m(G_m(x_m)), and d_fake, the mean of D_m(G_k(x_k)), k ≠ m.
 """
 
 import math
+import os
 import statistics
 import sys
 import time
@@ -134,8 +135,8 @@ class Config(MSFNConfig):
                 options.demand(self, name, holds, words)
         for name in ("data", "labels", "bert"):  # absolute, so that a run resumes from any folder
             path = getattr(self, name)
-            if path not in (None, encoders.SMALL) and Path(path).exists():
-                setattr(self, name, str(Path(path).resolve()))
+            if path not in (None, encoders.SMALL) and os.path.exists(path):
+                setattr(self, name, os.path.abspath(path))
 
 
 def parse(argv: list[str]) -> tuple[Config | None, str | None, dict]:

@@ -128,9 +128,7 @@ def small(texts: list[str]) -> tuple[nn.Module, PreTrainedTokenizerBase, list[st
 def text_encoder(model: PreTrainedModel) -> nn.Module:
     """The part that encodes text: the encoder of T5 or BART; BERT packed and without its pooler."""
     if model.config.is_encoder_decoder:
-        encoder = model.get_encoder()
-        encoder.config = getattr(encoder, "config", model.config)
-        return encoder
+        return model.get_encoder()
     if model.config.model_type == "bert" and not model.config.is_decoder:
         model.pooler = None
         return Packed(model)
@@ -150,12 +148,13 @@ def readable(folder: str) -> str:
 
 
 def read_tokenizer(folder: str) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder. Raises ValueError if there is none that can be read."""
     try:
         return AutoTokenizer.from_pretrained(folder, **LOCAL)
     except Exception as error:
         why = first_line(error)
-        if any(Path(folder).glob("*.model")):  # then transformers advises tiktoken
-            why = "to read SentencePiece, pip install sentencepiece protobuf"
+        if "tiktoken" in str(error):  # transformers advises it, which does not help
+            why = "no tokenizer.json, and SentencePiece needs pip install sentencepiece protobuf"
         raise ValueError(f"its tokenizer cannot be read: {why}") from error
 
 
@@ -183,60 +182,64 @@ def quiet() -> Iterator[None]:
 
 # ── The check: what training and predicting will do ───────────────────────────────────────────────
 def check(encoder: Encoder, texts: list[str], device: torch.device, amp: str, pooling: str) -> None:
-    """Try the encoder on a few texts. Freezes the parameters that get no gradient.
+    """Try the encoder on a few texts, and freeze the parameters that get no gradient.
 
     Raises ValueError if most tokens are unknown, if a text's states change in a batch, or if the
     pooling, the longest possible text, or a training step in the run's number format fails.
     """
-    model, tokenizer = encoder
+    tokenizer = encoder.tokenizer
     limit, vocabulary = tokenizer.model_max_length, tokenizer.get_vocab()
-    if set(vocabulary) <= set(tokenizer.all_special_tokens):
+    words = set(vocabulary) - set(tokenizer.all_special_tokens)
+    if not any(character.isalnum() for word in words for character in word):
         raise ValueError("it holds no tokenizer, or one without a vocabulary")
     if limit < 3:
         raise ValueError(f"texts would be cut to {limit} tokens")
     with quiet(), torch.random.fork_rng([]):
         ids = tokenize(tokenizer, [*EXAMPLES, *texts])
         share = unknown_share(tokenizer, ids[len(EXAMPLES) :])
-        if share > UNKNOWN and len(texts) > 5:
+        if share > UNKNOWN and len(texts) > 5:  # fewer say little
             raise ValueError(f"{share:.0%} of the texts' tokens are unknown to its tokenizer")
         ids = sorted(ids[:16], key=len)
         rows, longest = [ids[0], ids[len(ids) // 2], ids[-1]], ids[-1] * limit
-        model.eval()
         first = check_batch(encoder, rows)
-        if pooling == "cls" and (len({row[0] for row in ids}) > 1 or first.std(0).max() < 1e-5):
+        constant = first.std(0).max() <= 1e-5 * first.abs().max()  # as before a causal mask
+        if pooling == "cls" and (constant or len({row[0] for row in ids}) > 1):
             raise ValueError("its first token does not see the whole text; use --pooling mean")
-        encode(encoder, [[*longest[: limit - 1], max(vocabulary.values())]])
+        with torch.no_grad():
+            encode(encoder, [[*longest[: limit - 1], max(vocabulary.values())]])
         check_step(encoder, rows, device, amp)
-    model.to(CPU).zero_grad()
 
 
+@torch.no_grad()
 def check_batch(encoder: Encoder, rows: list[list[int]]) -> Tensor:
-    """The first state of each row. Raises ValueError if states change in a batch, packed or not."""
-    packed, tokenizer = encoder
-    plain = Encoder(packed.encoder if isinstance(packed, Packed) else packed, tokenizer)
+    """The first state of each row. Raises ValueError if a row has other states in a batch."""
+    model, tokenizer = encoder.model.eval(), encoder.tokenizer
+    plain = Encoder(model.encoder if isinstance(model, Packed) else model, tokenizer)
     alone = torch.cat([encode(plain, [row]) for row in rows])
-    for layout in (plain, encoder):
-        change = (encode(layout, rows) - alone).abs().max() / alone.abs().max()
-        if not change <= 1e-4:
-            raise ValueError(f"a text's states change by {change:.1%} in a batch of texts")
-    change.backward()
-    for parameter in packed.parameters():
-        parameter.requires_grad_(parameter.grad is not None)
+    change = (encode(encoder, rows) - alone).abs().max() / alone.abs().max()
+    if not change <= 1e-4:
+        raise ValueError(f"a text's states change by {change:.1%} in a batch of texts")
     starts = torch.tensor([0, *map(len, rows)]).cumsum(0)[:-1]
-    return alone[starts].detach()
+    return alone[starts]
 
 
 def check_step(encoder: Encoder, rows: list[list[int]], device: torch.device, amp: str) -> None:
-    """Raises ValueError if a training step on the device, in its number format, fails."""
-    model = encoder.model.to(device).train()
+    """Raises ValueError if a step fails in the run's number format; else freezes unused weights."""
+    model = encoder.model.to(device)
     with devices.autocast(amp, device):
         advice = " in bf16, so use --amp off" * torch.is_autocast_enabled(device.type)
         with reason(f"training fails{advice}"):
-            states = encode(encoder, rows)
-            states.float().abs().mean().backward()
-            gradients = [p.grad for p in model.parameters() if p.grad is not None]
-            if not all(x.isfinite().all() for x in (states, *gradients)):
+            model.train()
+            numbers = [encode(encoder, rows)]
+            model.eval()  # in training, some encoders skip layers at random
+            numbers.append(encode(encoder, rows))
+            numbers[-1].float().abs().mean().backward()
+            numbers += [p.grad for p in model.parameters() if p.grad is not None]
+            if not all(x.isfinite().all() for x in numbers):
                 raise ValueError("its numbers are not finite")
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.grad is not None)
+    model.to(CPU).zero_grad()
 
 
 def encode(encoder: Encoder, rows: list[list[int]]) -> Tensor:
@@ -257,6 +260,8 @@ def reason(what: str) -> Iterator[None]:
     """Raise an exception again as a ValueError: "what: why"."""
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:
         raise ValueError(f"{what}: {first_line(error)}") from error
 

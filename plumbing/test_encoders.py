@@ -2,6 +2,7 @@
 
 import json
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,9 @@ def test_a_family_trains_and_is_rebuilt(family: str, tmp_path: Path):
     assert type(model).__name__ == FAMILIES[family][1]
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert not any(p.grad is not None for p in model.parameters())
+    original = read_again(tmp_path / "hub")
+    assert all(torch.equal(x, original[key]) for key, x in model.state_dict().items())
+    assert family != "Bert" or not any("pooler" in key for key in model.state_dict())
     trained = {key: p.detach().clone() for key, p in model.named_parameters() if p.requires_grad}
     encoders.encode(encoder, encoders.tokenize(tokenizer, TEXTS[0])).abs().mean().backward()
     torch.optim.Adam(model.parameters(), 0.1).step()
@@ -72,15 +76,28 @@ def test_a_family_trains_and_is_rebuilt(family: str, tmp_path: Path):
     assert still == set() and len(trained) > 8
     for part in (model.config, tokenizer):
         part.save_pretrained(tmp_path / "run")
+    edit(tmp_path / "run", "config.json", dtype="float16")
     weights = safetensors.torch.save(model.state_dict())
     again = encoders.rebuild(str(tmp_path / "run"))
     again.model.load_state_dict(safetensors.torch.load(weights))
+    assert {p.dtype for p in again.model.parameters()} == {torch.float32}
     assert torch.equal(states(again, TEXTS[0]), states(encoder, TEXTS[0]))
+
+
+def read_again(folder: Path) -> dict[str, torch.Tensor]:
+    """The parameters in a folder, with all prefixes under which an encoder can have them."""
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    weights = {key: weight.float() for key, weight in weights.items()}
+    if "shared.weight" in weights:
+        weights["encoder.embed_tokens.weight"] = weights["shared.weight"]
+    without = {key.removeprefix("encoder."): weight for key, weight in weights.items()}
+    return without | weights | {f"encoder.{key}": weight for key, weight in weights.items()}
 
 
 def test_loading_leaves_everything_else_as_it_was(tmp_path: Path):
     """The random numbers that follow, transformers' verbosity, and no gradient is left."""
     folder, level = saved(tmp_path / "hub"), transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_info()
     for name in (folder, "small"):
         torch.manual_seed(1)
         if name == "small":
@@ -92,7 +109,8 @@ def test_loading_leaves_everything_else_as_it_was(tmp_path: Path):
         torch.manual_seed(1)
         encoders.pretrained(name, TEXTS)
         assert torch.equal(torch.rand(3), expected)
-    assert transformers.logging.get_verbosity() == level
+    assert transformers.logging.get_verbosity() == transformers.logging.INFO
+    transformers.logging.set_verbosity(level)
 
 
 @pytest.mark.parametrize("family, limit", [("Bert", 10), ("Roberta", 8)])
@@ -110,7 +128,7 @@ def test_a_text_longer_than_the_positions_is_cut(
     assert isinstance(encoder.model, Packed) == (family == "Bert")
 
 
-def edit(folder: str, name: str, **changes):
+def edit(folder: str | Path, name: str, **changes):
     path = Path(folder, name)
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
@@ -134,11 +152,6 @@ def without_tokenizer(folder: str):
         path.unlink()
 
 
-def with_sentencepiece(folder: str):
-    Path(folder, "tokenizer.json").unlink()
-    Path(folder, "spiece.model").write_bytes(b"\n\x07\n\x05<unk>")
-
-
 def without_family(folder: str):
     content = json.loads(Path(folder, "config.json").read_text())
     del content["model_type"]
@@ -157,8 +170,7 @@ DAMAGES = {
     "cut to 1 tokens": lambda f: edit(f, "tokenizer_config.json", model_max_length=1),
     "--bert .* cannot be used": lambda f: edit(f, "config.json", hidden_size="x"),
     "holds no tokenizer": without_tokenizer,
-    "tokenizer cannot be read": lambda f: Path(f, "tokenizer.json").unlink(),
-    "pip install sentencepiece protobuf": with_sentencepiece,
+    "no tokenizer.json, and": lambda f: Path(f, "tokenizer.json").unlink(),
     'such as "model_type": "bert"': without_family,
     "model.safetensors is a Git LFS pointer": git_lfs,
     "config.json cannot be read": lambda f: Path(f, "config.json").unlink(),
@@ -172,6 +184,16 @@ def test_a_damaged_folder_is_one_sentence(says: str, damage, tmp_path: Path):
     with pytest.raises(UserError, match=says) as caught:
         encoders.pretrained(folder, TEXTS)
     assert str(caught.value).isprintable()
+
+
+@pytest.mark.skipif(find_spec("sentencepiece") is not None, reason="sentencepiece is installed")
+def test_a_folder_with_only_a_sentencepiece_model_says_what_to_install(tmp_path: Path):
+    folder = saved(tmp_path / "f", "T5")
+    without_tokenizer(folder)
+    (tmp_path / "f" / "spiece.model").write_bytes(b"\n\x07\n\x05<unk>")
+    with pytest.raises(UserError, match="pip install sentencepiece protobuf") as caught:
+        encoders.pretrained(folder, TEXTS)
+    assert "tiktoken" not in str(caught.value)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
@@ -215,8 +237,10 @@ def test_a_file_is_no_encoder(line: str, tmp_path: Path):
         encoders.pretrained(str(tmp_path / "file"), TEXTS)
 
 
-class Leaks(nn.Module):
-    """A wrapper that lets each text see the first text of its batch."""
+class Faulty(nn.Module):
+    """A BERT that lets a text see the first one of its batch, or that fails in training alone."""
+
+    fault = "leaks"
 
     def __init__(self, encoder: nn.Module):
         super().__init__()
@@ -224,15 +248,34 @@ class Leaks(nn.Module):
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor):
         output = self.encoder(input_ids=input_ids, attention_mask=attention_mask)
-        output.last_hidden_state = output.last_hidden_state + output.last_hidden_state[:1, :1] / 100
+        if self.fault == "leaks":
+            output.last_hidden_state = output.last_hidden_state + output.last_hidden_state[:1, :1]
+        elif self.training:
+            output.last_hidden_state = output.last_hidden_state * torch.nan
         return output
 
 
-def test_the_check_sees_a_packing_that_leaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The plain encoder is right, so only the packed one can be what differs."""
-    monkeypatch.setattr(encoders, "Packed", Leaks)
-    with pytest.raises(UserError, match="in a batch"):
+@pytest.mark.parametrize("fault, says", [("leaks", "in a batch"), ("training", "are not finite")])
+def test_a_fault_of_the_wrapper_is_seen(fault: str, says: str, tmp_path: Path, monkeypatch):
+    """The BERT alone is right, so only what `Packed` stands for can be wrong."""
+    monkeypatch.setattr(encoders, "Packed", Faulty)
+    monkeypatch.setattr(Faulty, "fault", fault)
+    with pytest.raises(UserError, match=says):
         encoders.pretrained(saved(tmp_path / "f"), TEXTS)
+
+
+def test_bert_as_a_decoder_is_not_packed(tmp_path: Path):
+    """Its mask is causal, and `Packed` would replace it."""
+    encoder = encoders.pretrained(saved(tmp_path / "f", is_decoder=True), TEXTS)
+    assert type(encoder.model).__name__ == "BertModel"
+
+
+def test_a_tokenizer_without_a_first_token_takes_no_cls_pooling(tmp_path: Path):
+    folder = saved(tmp_path / "f")
+    edit(folder, "tokenizer.json", post_processor=None)
+    encoders.pretrained(folder, TEXTS)
+    with pytest.raises(UserError, match="use --pooling mean"):
+        encoders.pretrained(folder, TEXTS, pooling="cls")
 
 
 def test_capitals_are_read_alike_in_files_and_when_predicting(capsys: pytest.CaptureFixture):
