@@ -111,7 +111,7 @@ class Standardizer:
 
     @classmethod
     def fit(cls, split: Split, seed: int = 0, sample: int = 2000) -> "Standardizer":
-        """Fit to at most `sample` segments, drawn by the seed. Prints a note on constant columns."""
+        """Fit to at most `sample` segments drawn by the seed. Prints a note on constant columns."""
         rows = np.sort(np.random.default_rng(seed).permutation(len(split))[:sample])
         mean, std = {}, {}
         for m, key in FRAMES.items():

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 import data
 from plumbing import UserError, captions, encoders, formats
-from plumbing.test_pickles import array, file_of, limits, write
+from plumbing.test_pickles import array, file_of, limits, needs_limits, write
 
 
 def mmsa_split(n: int = 6, seed: int = 0, prefix: str = "video", videos: int = 2) -> dict:
@@ -519,6 +519,7 @@ def test_the_fingerprint_follows_the_content(tmp_path: Path):
 # ── Damaged and large files ───────────────────────────────────────────────────────────────────────
 
 
+@needs_limits
 def test_four_hundred_damaged_files(tmp_path: Path):
     """Cut, or with a few other bytes, half of them at the start, where the structure is: each loads
     or is a UserError, soon and within 500 MB."""
@@ -548,6 +549,7 @@ def test_four_hundred_damaged_files(tmp_path: Path):
     assert 40 < loaded < 360
 
 
+@needs_limits
 def test_a_large_file_is_mapped_and_not_read(tmp_path: Path):
     """2 GB of audio (a sparse file) open in well under a second, with 200 MB besides the map."""
     n = 2000

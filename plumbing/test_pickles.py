@@ -27,6 +27,11 @@ from hypothesis import strategies as st
 
 from plumbing import UserError, captions, formats, pickles
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
 
 def write(path: Path, content: Any, protocol: int = 4) -> Path:
     """A file of bytes as they are, or of any other value pickled."""
@@ -34,12 +39,15 @@ def write(path: Path, content: Any, protocol: int = 4) -> Path:
     return path
 
 
+needs_limits = pytest.mark.skipif(
+    resource is None or not Path("/proc/self/statm").exists(),
+    reason="limits memory by `resource` and reads its size from /proc, which only Linux has",
+)
+
+
 @contextmanager
 def limits(megabytes: int = 500, seconds: int = 60) -> Iterator[None]:
     """The process may grow by so much and hang for so long."""
-    resource = pytest.importorskip("resource", reason="memory can only be limited on Linux")
-    if not Path("/proc/self/statm").exists():
-        pytest.skip("memory can only be limited on Linux")
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (size + (megabytes << 20), before[1]))
@@ -376,6 +384,7 @@ def bombs():
     }  # fmt: skip
 
 
+@needs_limits
 def test_a_bomb_is_rejected_in_5_seconds_and_500_megabytes(tmp_path: Path):
     path = tmp_path / "f"
     with limits():
@@ -390,6 +399,7 @@ def test_a_bomb_is_rejected_in_5_seconds_and_500_megabytes(tmp_path: Path):
             assert len(sentence) < 400, name
 
 
+@needs_limits
 def test_a_damaged_length_in_a_large_file_copies_nothing(tmp_path: Path):
     with open(tmp_path / "f", "wb") as file:
         file.write(b"\x80\x04X\xf0\xf0\xf0\xf0")
@@ -398,6 +408,7 @@ def test_a_damaged_length_in_a_large_file_copies_nothing(tmp_path: Path):
         pickles.read(tmp_path / "f")
 
 
+@needs_limits
 @pytest.mark.parametrize("kind", ("pipe", "/dev/zero", "folder", "nothing"))
 @pytest.mark.parametrize("function", (pickles.read, captions.read_table))
 def test_only_regular_files_are_opened(tmp_path: Path, kind: str, function: Callable):
