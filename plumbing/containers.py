@@ -16,7 +16,6 @@ TENSORS, TABLES = "x.numpy() if torch.is_tensor(x) else x", "x.to_dict('list')"
 TORCH = python("torch", "torch.load(sys.argv[1], 'cpu', weights_only=False)", TENSORS)
 NUMPY = "numpy.load(sys.argv[1], allow_pickle=True)"
 JSON = python("json", "json.load(open(sys.argv[1], encoding='utf-8'))")
-PARQUET = python("pandas", "pandas.read_parquet(sys.argv[1])", TABLES)
 OBJECTS = {  # by library: the command for a pickle that holds its objects
     "torch": python("torch", PICKLE, TENSORS),
     "pandas": python("pandas", PICKLE, f"{TABLES} if hasattr(x, 'columns') else x"),
@@ -35,13 +34,10 @@ BEGINNINGS = {  # how a file begins: what it is, and the command that converts i
     rb"\x1f\x8b": ("compressed by gzip", "gzip -dc FILE > FILE.pkl"),
     rb"BZh": ("compressed by bzip2", "bzip2 -dc FILE > FILE.pkl"),
     rb"\xfd7zXZ": ("compressed by xz", "xz -dc FILE > FILE.pkl"),
-    rb"\x28\xb5\x2f\xfd": ("compressed by zstd", "zstd -dc FILE > FILE.pkl"),
     rb"x[\x01\x5e\x9c\xda]": ("compressed by zlib, as joblib does", OBJECTS["joblib"]),
     rb"7z\xbc\xaf": ("a 7z archive", "7z x FILE"),
     rb"Rar!": ("a rar archive", "unrar x FILE"),
     rb".{257}ustar": ("a tar archive", "tar -xf FILE"),
-    rb"PAR1": ("a Parquet table", PARQUET),
-    rb"MATLAB 5": ("a MATLAB file", python("scipy.io", "scipy.io.loadmat(sys.argv[1])")),
     rb"\x89HDF": ("an HDF5 file (the CMU SDK's .csd?), not processed features", ""),
     rb"\s*[\[{]": ("JSON", JSON),
     rb"\xff\xfe|\xfe\xff|\xef\xbb\xbf|[\t -\xff]+[,;\t][\t -\xff]+\r?\n": (

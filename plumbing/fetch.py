@@ -50,7 +50,9 @@ def data_file(dataset: str, folder: str | Path) -> Path:
         return files[0]
     target = folder / f"{dataset}_unaligned_50.pkl"
     hub = f"{ENDPOINT}/datasets/{HUB}"
-    print(f"data: {folder}/ holds no file of {dataset}; fetching {target.name} from {hub}")
+    print(
+        f"data: {folder}/ holds no file of {dataset}; fetching {target.name} from {hub}", flush=True
+    )
     try:
         with explained(f"{target} is missing and could not be fetched from {hub}"):
             folder.mkdir(exist_ok=True)

@@ -235,7 +235,7 @@ def add_absent(parts: Parts, key: str, path: str | Path) -> None:
         raise UserError(f"{path}: {what}: {printable(str(sorted(widths)[:9]))}")
     for name, part in parts.items():
         if key not in part:
-            keys = printable(", ".join(part.keys() - {"notes", "video", "token_ids"}))
+            keys = printable(", ".join(sorted(part.keys() - {"notes", "video", "token_ids"})))
             if widths:
                 raise UserError(f"{path}, split {name!r} has no key {key!r}, only {keys}")
             part["notes"].append(f"no key {key!r}, so that modality is empty (keys: {keys})")
