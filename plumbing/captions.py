@@ -90,9 +90,9 @@ def rows_of(text: str) -> Rows:
         entry = words, number(label.replace(",", "."), f"{line}, label") if label else math.nan
         key = video, str(int(clip)) if clip.isdecimal() else clip
         if rows.setdefault(key, entry) != entry:
-            raise ValueError(f"{line}: clip {clip} of {video} stands there twice")
-        if start := "".join(cells[index["start"] :][:1]) if "start" in index else "":
-            # MOSI has clips of length 0, which start with the next one: the last one counts.
+            raise ValueError(f"{line}: clip {clip} of {video} appears twice")
+        start = cells[index["start"]] if index.get("start", len(cells)) < len(cells) else ""
+        if start:  # MOSI has clips of length 0, which start with the next one: the last counts
             rows[video, f"{number(start, f'{line}, start'):.1f}"] = entry
     return rows
 
@@ -101,7 +101,7 @@ def number(text: str, where: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise ValueError(f"{where}: {text!r} is no number") from None
+        raise ValueError(f"{where}: {text!r} is not a number") from None
 
 
 def texts(rows: Rows, part: dict[str, Any]) -> list[str]:
@@ -113,17 +113,16 @@ def texts(rows: Rows, part: dict[str, Any]) -> list[str]:
     results, problems = [], []
     for first in (0, 1):
         keys = [row_key(id, first) for id in part["id"]]
-        if missing := [id for id, key in zip(part["id"], keys, strict=True) if key not in rows]:
-            problems.append(
-                (len(missing), f"{len(missing)} segments have no row, such as {missing[0]}")
-            )
-            continue
-        difference = np.array([rows[key][1] for key in keys]) - part["regression_labels"]
-        wrong = np.flatnonzero(np.abs(difference) >= 0.1)
-        if len(wrong) > 0.05 * np.isfinite(difference).sum():
-            problems.append(
-                (len(wrong), f"{len(wrong)} labels differ, as of {part['id'][wrong[0]]}")
-            )
+        missing = [id for id, key in zip(part["id"], keys, strict=True) if key not in rows]
+        labels = np.array([rows.get(key, ("", math.nan))[1] for key in keys])
+        difference = np.abs(labels - part["regression_labels"])
+        wrong = np.flatnonzero(difference >= 0.1)
+        if missing:
+            problem = f"{len(missing)} segments have no row, such as {missing[0]}"
+            problems.append((len(missing), problem))
+        elif len(wrong) > 0.05 * np.isfinite(difference).sum():
+            problem = f"{len(wrong)} labels differ, as of {part['id'][wrong[0]]}"
+            problems.append((len(wrong), problem))
         else:
             results.append([rows[key][0] for key in keys])
     if not results:
@@ -157,7 +156,9 @@ def token_ids_of(part: dict[str, Any], where: str) -> list[list[int]]:
             raise UserError(f"{where}, key 'text_bert': segment {i} is not ids, mask and types")
         ids = x[0][x[1] > 0].astype(np.float64)
         if not ((ids >= 0) & (ids < 1 << 31) & (ids % 1 == 0)).all():
-            raise UserError(f"{where}, key 'text_bert': segment {i} has ids that are no ids")
+            raise UserError(
+                f"{where}, key 'text_bert': segment {i} has ids that are not whole numbers"
+            )
         token_ids.append(ids.astype(int).tolist())
     return token_ids
 

@@ -96,15 +96,16 @@ def splits_of(path: str | Path) -> dict[str, Any]:
             raise UserError(f"{path} is a folder without train.pkl, dev.pkl and test.pkl")
     else:
         content = pickles.read(path)
-    names = [name for name in SPELLED if isinstance(content, dict) and name in content]
+    is_dict = isinstance(content, dict)
+    names = [name for name in SPELLED if is_dict and name in content]
     if len(names) != len({SPELLED[name] for name in names}):
         twice = " and ".join(name for name in names if SPELLED[name] == "valid")
         raise UserError(f"{path} has {twice}: which of them is the valid split?")
     one_split = {*FRAMES.values(), "raw_text", "text_bert"}
-    if isinstance(content, dict) and not names and one_split & set(content):
+    if isinstance(content, list) or (is_dict and not names and one_split & set(content)):
         return {"test": content}
     if not names:
-        keys = list(content)[:9] if isinstance(content, dict) else type(content).__name__
+        keys = list(content)[:9] if is_dict else type(content).__name__
         raise UserError(f"{path} has no splits train, valid and test: {printable(str(keys))}")
     return {SPELLED[name]: content[name] for name in names}
 
@@ -247,7 +248,7 @@ def texts_of(values: Any, where: str) -> list[str]:
     """N sentences, of N sentences or of N lists of words."""
     texts = []
     for i, value in enumerate(values):
-        with explained(f"{where}: segment {i} is no text"):
+        with explained(f"{where}: segment {i} is not text"):
             if isinstance(value, list | tuple | np.ndarray):
                 value = " ".join([text_of(word) for word in value])
             texts.append(text_of(value))

@@ -329,4 +329,4 @@ def check_unicode(x: np.ndarray) -> None:
     """Reject code points that do not exist: numpy makes strings of them that crash tokenizers."""
     codes = np.ndarray((x.size, x.itemsize // 4), x.dtype.byteorder + "u4", x.tobytes())
     if ((codes > 0x10FFFF) | ((codes >= 0xD800) & (codes < 0xE000))).any():
-        raise ValueError("it has text that is no Unicode")
+        raise ValueError("it has text that is not Unicode")

@@ -156,6 +156,10 @@ def test_a_modality_that_no_split_has_is_empty(tmp_path: Path, capsys, keys: lis
         assert (lengths_of(corpus["test"], m) == [0] * 6) == (key in keys)
         assert (f"no {key}" in corpus.description) == (key in keys)
     assert f"train, valid, test: no key {keys[0]!r}" in capsys.readouterr().out
+    scale = data.Standardizer.fit(data.Split(mmsa_split() | {"video": None}))  # of a run with both
+    tokenizer = encoders.word_tokenizer(["so"], 64)
+    x, *_ = data.Segments(corpus["test"], tokenizer, scale)[1]
+    assert x["a"].shape[1] == 3 and x["v"].shape[1] == 2
 
 
 def word_pieces(words: str) -> PreTrainedTokenizerBase:
@@ -212,6 +216,7 @@ CLIP = {"raw_text": "so GOOD", "audio": np.ones((7, 3)), "vision": np.ones((5, 2
         {"test": {k: v for k, v in mmsa_split().items() if k != "regression_labels"}},
         {"test": mmsa_split() | {"regression_labels": [None, 1, 2.5, math.nan, -3, 0]}},
         {"test": misa_split()},
+        misa_split(),
         mmsa_split(),
         CLIP,
         CLIP | {"regression_labels": 1.5, "id": "v$_$1", "audio_lengths": 6, "vision": np.ones(2)},
@@ -228,7 +233,7 @@ def test_files_for_prediction(tmp_path: Path, content: dict):
         split, encoders.word_tokenizer(split.text, 64), data.Standardizer.fit(split)
     )
     assert len(segments.collate([segments[i] for i in range(len(segments))]).y) == len(split)
-    part = content.get("test", content)
+    part = content.get("test", content) if isinstance(content, dict) else content
     labels = part.get("regression_labels") if isinstance(part, dict) else [y for _, y, _ in part]
     labels = np.full(len(split), np.nan) if labels is None else np.array(labels, float).ravel()
     np.testing.assert_allclose(split.y, labels)
@@ -336,8 +341,8 @@ COLUMNS = "columns needed: video_id, clip_id, text, label; found: "
         ("", "no column video_id"),
         (HEADER + "v,1\n", f"line 2 has 2 cells .{COLUMNS}"),
         (TABLE + "v,9,so, good,1\n", f"line 8 has 5 cells .{COLUMNS}"),
-        (TABLE + "v,9,so,good\n", "line 8, label: 'good' is no number"),
-        (TABLE + "v0,0,other,1.2\n", "line 8: clip 0 of v0 stands there twice"),
+        (TABLE + "v,9,so,good\n", "line 8, label: 'good' is not a number"),
+        (TABLE + "v0,0,other,1.2\n", "line 8: clip 0 of v0 appears twice"),
         (TABLE.replace("v1,4", "w1,4"), r"1 segments have no row, such as v1\[4\]"),
         (HEADER + "w,0,so,1\n", r"6 segments have no row, such as v0\[0\]"),
         (TABLE.replace("-2.2", "2.2"), r"1 labels differ, as of v1\[4\]"),
@@ -434,7 +439,7 @@ FRAMES = [np.ones((2, 3))] * 5
     ("content", "message"),
     [
         (pickle.dumps(mmsa())[:-900], "cut short"),
-        ([1, 2], "has no splits train, valid and test"),
+        ([1, 2], "split 'test' does not have the form of any known family"),
         ({"a": 1}, r"has no splits.*\['a'\]"),
         (mmsa() | {"dev": mmsa_split()}, "has valid and dev: which of them"),
         ({"train": mmsa_split(), "test": mmsa_split()}, "no split 'valid', only train, test"),
@@ -457,10 +462,10 @@ FRAMES = [np.ones((2, 3))] * 5
         (broken(regression_labels=np.zeros((6, 50))), "segment 0 has 50 numbers, not 1 or 7"),
         (broken(regression_labels=[0.0] * 5 + [[0.0] * 7]), "some segments have one number"),
         (broken(raw_text="abcdef"), "key 'raw_text': a str, not N values"),
-        (broken(raw_text=["a"] * 5 + [None]), "segment 5 is no text: .*NoneType"),
-        (broken(raw_text=["a"] * 5 + [2.5]), "segment 5 is no text: .*float"),
-        (broken(raw_text=[["a"]] * 5 + [["a", None]]), "segment 5 is no text: .*NoneType"),
-        (broken(raw_text=[b"a"] * 5 + [b"\xff"]), "segment 5 is no text"),
+        (broken(raw_text=["a"] * 5 + [None]), "segment 5 is not text: .*NoneType"),
+        (broken(raw_text=["a"] * 5 + [2.5]), "segment 5 is not text: .*float"),
+        (broken(raw_text=[["a"]] * 5 + [["a", None]]), "segment 5 is not text: .*NoneType"),
+        (broken(raw_text=[b"a"] * 5 + [b"\xff"]), "segment 5 is not text"),
         (broken(id=["a"] * 5 + [b"\xff\xff"]), "split 'valid'.*utf-8"),
         (broken(id=["a"] * 5 + [None]), "split 'valid'.*NoneType"),
         (broken(id=["a"] * 5 + [("a", "b")]), "neither text nor a row"),
