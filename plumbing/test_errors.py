@@ -55,5 +55,5 @@ def test_an_exception_that_is_no_fault_of_a_file_goes_through(error):
 
 
 def test_an_import_installs_no_hook():
-    """pytest imported every module before."""
-    assert sys.excepthook is sys.__excepthook__
+    """pytest imported every module before; other programs may have hooks of their own."""
+    assert sys.excepthook.__module__ != plumbing.__name__

@@ -29,7 +29,8 @@ needs_linux = pytest.mark.skipif(
 )
 # Python 3.12 warns of a fork beside other threads; here those are tqdm's, which hold no lock.
 forks = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-QUICK = {"dataset": "synthetic", "epochs": 3, "batch_size": 30, "d": 8, "lstm_width": 4}
+QUICK = {"dataset": "synthetic", "device": "cpu", "epochs": 3}
+QUICK |= {"batch_size": 30, "d": 8, "lstm_width": 4}
 
 
 def quick(folder: Path, **chosen) -> train.Config:
