@@ -1,44 +1,110 @@
-"""The baselines of Tables 2 and 3 as train.py trains them, a row at a time.
+"""Baselines of Tables 2 and 3: TFN, LMF, MFN and MISA. `baselines_latent.py` has ICCN and ARGF.
 
-    python experiments/baselines.py "TFN (B)" --dataset mosi --data FILE --bert FOLDER
-    python experiments/baselines.py "TFN (static)" --dataset mosi --data FILE --vectors GLOVE
-    python experiments/baselines.py "TFN (B)" --resume RUN
+Each class gives its equations, its source and its differences. These are common to all:
 
-A row's name, then train.py's options; those of MSFN's equations (alpha … reduction) move MSFN's rows
-alone. "(B)": the encoder is fine-tuned, as MSFN's is. "(static)": its input embeddings, frozen, stand
-where the originals have GloVe's vectors; --vectors takes those, as a text file with a word and its
-numbers a line. Seeds, batches, epochs, the choice of the epoch and metrics are train.py's for every row.
+    Paper: the originals' code averages over padding, too, and sums |y − ŷ| over a batch. Files of
+           MMSA and MulT reach the models as they are. MMSA's `text_bert` stops after 50 tokens.
+    Here:  means over true frames; the mean |y − ŷ|; frames standardized by train; whole texts (21
+           of MOSI's 2,199 are longer than 50 tokens); `config.dropout` at each dropout of the
+           originals; Adam, gradients clipped by norm, no weight decay.
+    Why:   the same data, training and choice of the epoch for every row.
 
-What a row may claim: re-implemented from paper and code, with this file, this encoder and rates chosen
-on valid. Never that it reproduces the printed row. Each class says where it comes from and differs.
+Throughout, `encoder` is called like those of transformers, and inputs[m] = (values (B, T, d_m),
+lengths (B,) int64) as in `msfn.MSFN.forward`.
 """
 
-import sys
-from itertools import combinations
-from pathlib import Path
+from collections import namedtuple
+from itertools import combinations, pairwise
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from baselines_latent import ARGF, ICCN
-from baselines_shared import (
-    Baseline,
-    BatchNorm,
-    Prediction,
-    end_state,
-    mean_of,
-    mean_over_time,
-    rows_of,
-    token_states,
-)
-
-import plumbing
 import train
-from msfn import MODALITIES, MSFN
-from plumbing import UserError, encoders, processes
+from data import MODALITIES
+from plumbing import UserError
+
+# ── What the baselines share ──────────────────────────────────────────────────────────────────────
+Inputs = dict[str, tuple[Tensor, Tensor]]
+
+
+Prediction = namedtuple("Prediction", "prediction")  # ŷ: (B,), all that the loss needs
+L1 = namedtuple("L1", "total")
+
+
+class Baseline(nn.Module):
+    """A `train.Trainable`; its loss is the mean |y − ŷ| unless it has others."""
+
+    def __init__(self, encoder: nn.Module):
+        super().__init__()
+        self.encoder = encoder
+
+    def losses(self, output: NamedTuple, y: Tensor) -> NamedTuple:
+        return L1(F.l1_loss(output.prediction, y))
+
+    def parameter_groups(self) -> list[dict]:
+        return [{"params": list(self.parameters())}]
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """nn.BatchNorm1d, but a batch of one, which has no variance, takes the running statistics.
+
+    x: (B, d) -> (B, d)
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > 1:
+            return super().forward(x)
+        statistics = self.running_mean, self.running_var
+        return F.batch_norm(x, *statistics, self.weight, self.bias, eps=self.eps)
+
+
+def true_steps(values: Tensor, lengths: Tensor) -> Tensor:
+    """(B, T) bool: True where a step is not padding"""
+    steps = torch.arange(values.shape[1], device=values.device)
+    return steps < lengths.to(values.device)[:, None]
+
+
+def token_states(encoder: nn.Module, input_ids: Tensor, lengths: Tensor) -> Tensor:
+    """The encoder's last layer, 0 past the end: (B, T, D)"""
+    mask = true_steps(input_ids, lengths)
+    attended = mask.clone()
+    attended[:, 0] = True  # in an empty sentence the first padding: a softmax needs one position
+    states = encoder(input_ids, attention_mask=attended.long()).last_hidden_state
+    return states * mask[:, :, None]
+
+
+def mean_over_time(values: Tensor, lengths: Tensor) -> Tensor:
+    """(1/n) Σ_{t<n} x_t over the n true steps, 0 if n = 0: (B, d)"""
+    n = lengths.to(values.device)[:, None].clamp(min=1)
+    return (values * true_steps(values, lengths)[:, :, None]).sum(1) / n
+
+
+def end_state(lstm: nn.LSTM, values: Tensor, lengths: Tensor) -> Tensor:
+    """The state of an LSTM after the last true step, 0 without a step: (B, width)"""
+    states, n = lstm(values)[0], lengths.to(values.device)
+    rows = torch.arange(len(n), device=n.device)
+    return states[rows, (n - 1).clamp(min=0)] * (n > 0)[:, None]
+
+
+def dense(*widths: int, act: type[nn.Module] = nn.ReLU, dropout: float = 0.0) -> list[nn.Module]:
+    """Linear layers of these widths, with `act` and Dropout between them."""
+    layers = []
+    for before, after in pairwise(widths):
+        layers += [nn.Linear(before, after), act(), nn.Dropout(dropout)]
+    return layers[:-2]
+
+
+def mean_of(values: Tensor) -> Tensor:
+    """The mean; 0 if there are no values."""
+    return values.sum() / max(values.numel(), 1)
+
+
+def present_rows(inputs: Inputs) -> dict[str, Tensor]:
+    """{m: the segments in which m is present}: (B_m,) int64 on the device of the values"""
+    return {m: n.nonzero()[:, 0].to(values.device) for m, (values, n) in inputs.items()}
+
 
 # ── TFN and LMF ───────────────────────────────────────────────────────────────────────────────────
 
@@ -46,7 +112,7 @@ from plumbing import UserError, encoders, processes
 class Unimodal(nn.Module):
     """The three subnetworks of TFN, and of LMF after it:
 
-    h_a, h_v = U_a(x_a), U_v(x_v):  BatchNorm, then three times Linear and ReLU, of the mean x_m over time
+    h_a, h_v = U_a(x_a), U_v(x_v):  the mean over time, BatchNorm, three times Linear and ReLU
     h_l = U_l(X_l):                 LSTM's end state, then Linear
 
     inputs -> {m: (B, frames) for a and v, (B, text) for l}
@@ -63,7 +129,7 @@ class Unimodal(nn.Module):
         self.lstm = nn.LSTM(D, 128, batch_first=True)
         self.text = nn.Sequential(nn.Dropout(dropout), nn.Linear(128, text))
 
-    def forward(self, encoder: nn.Module, inputs: dict) -> dict[str, Tensor]:
+    def forward(self, encoder: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
         states = token_states(encoder, *inputs["l"])
         h = {m: self.frames[m](mean_over_time(*inputs[m])) for m in ("a", "v")}
         return h | {"l": self.text(end_state(self.lstm, states, inputs["l"][1]))}
@@ -91,24 +157,17 @@ class TFN(Baseline):
     [−3, 3] this is; f: Dropout, twice Linear and ReLU, Linear. Loss: mean |y − ŷ|.
 
     Paper: ten-fold cross-validation, hidden widths 32 and 128, L2 of 0.01.
-    Here:  the standard split; a, v and l 32 wide, f 64, as MMSA's but for v; no weight decay.
-    Why:   the same data for every row; no code has the paper's widths, either.
+    Here:  the standard split; a, v and l 32 wide, f 64 (MMSA's widths except for v).
+    Why:   the same data for every row; no published code has the paper's widths.
     """
 
     def __init__(self, config: train.Config, widths: dict[str, int], encoder: nn.Module):
         super().__init__(encoder)
         d, hidden, drop = 32, 64, config.dropout
         self.unimodal = Unimodal(widths, encoder.config.hidden_size, d, d, drop)
-        self.f = nn.Sequential(
-            nn.Dropout(drop),
-            nn.Linear((1 + d) ** 3, hidden),
-            nn.ReLU(),
-            nn.Linear(hidden, hidden),
-            nn.ReLU(),
-            nn.Linear(hidden, 1),
-        )
+        self.f = nn.Sequential(nn.Dropout(drop), *dense((1 + d) ** 3, hidden, hidden, 1))
 
-    def forward(self, inputs: dict, video: Tensor | None = None) -> Prediction:
+    def forward(self, inputs: Inputs, video: Tensor | None = None) -> Prediction:
         Z = tensor_fusion(self.unimodal(self.encoder, inputs))
         return Prediction(6 * self.f(Z.flatten(1)).squeeze(1).sigmoid() - 3)
 
@@ -127,11 +186,11 @@ def low_rank_fusion(h: dict[str, Tensor], factors: dict[str, Tensor], w: Tensor)
 class LMF(Baseline):
     """Low-rank Multimodal Fusion (Liu et al., ACL 2018):  ŷ = Σ_r w_r Π_m z_m · W_m^(r) + b
 
-    After its own code (Justin1904/Low-rank-Multimodal-Fusion), which learns w, where the paper has a
-    sum over r. Nothing bends or squashes after the fusion. Loss: mean |y − ŷ|.
+    After its own code (Justin1904/Low-rank-Multimodal-Fusion), which learns w where the paper sums
+    over r. The fusion is linear up to ŷ. Loss: mean |y − ŷ|.
 
     Paper: settings for MOSI were never published.
-    Here:  rank 4; a and v 16 wide, l 64; no weight decay.
+    Here:  rank 4; a and v 16 wide, l 64.
     Why:   inside the ranges that the authors searched.
     """
 
@@ -147,7 +206,7 @@ class LMF(Baseline):
             nn.init.xavier_normal_(weight)
         self.b = nn.Parameter(torch.zeros(()))
 
-    def forward(self, inputs: dict, video: Tensor | None = None) -> Prediction:
+    def forward(self, inputs: Inputs, video: Tensor | None = None) -> Prediction:
         h = self.unimodal(self.encoder, inputs)
         return Prediction(low_rank_fusion(h, self.factors, self.w[0]) + self.b)
 
@@ -156,44 +215,37 @@ class LMF(Baseline):
 
 
 def align(values: Tensor, frames: Tensor, words: Tensor, T: int) -> Tensor:
-    """Frames shared out evenly over words: word w of n takes the mean of ⌊w f / n⌋ … ⌈(w+1) f / n⌉ − 1.
+    """Share frames evenly over words: word w of n takes the mean of ⌊w f / n⌋ … ⌈(w+1) f / n⌉ − 1.
 
-    f = n is the identity, f = 1 holds the one frame at every word. Past the last word: 0.
+    f = n is the identity; f = 1 repeats the frame at every word. Past the last word: 0.
 
     values: (B, T_m, d), frames: (B,) in 0..T_m, words: (B,) in 1..T -> (B, T, d)
     """
     f, n = (x.to(values.device)[:, None] for x in (frames, words))
     w = torch.arange(T, device=values.device)[None]
-    there = w < n
-    first = w * f // n * there
-    end = ((w + 1) * f + n - 1) // n * there  # (B, T)
+    is_word = w < n
+    first = w * f // n * is_word
+    end = ((w + 1) * f + n - 1) // n * is_word  # (B, T)
     rows = torch.arange(len(values), device=values.device)[:, None]
     sums = F.pad(values.double().cumsum(1), (0, 0, 1, 0))  # double: differences of long sums
     means = (sums[rows, end] - sums[rows, first]) / (end - first).clamp(min=1)[:, :, None]
     return means.to(values.dtype)
 
 
-def two_layers(d: int, hidden: int, out: int, dropout: float) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Linear(d, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, out)
-    )
-
-
 class MFN(Baseline):
     """Memory Fusion Network (Zadeh et al., AAAI 2018). For each word t, with an LSTM a modality:
 
     (h_t^m, c_t^m) = LSTM_m(x_t^m, …),   c* = [c_{t−1}; c_t]      m = l, a, v
-    ĉ = softmax(A(c*)) ⊙ c*                                       what changes together
+    ĉ = softmax(A(c*)) ⊙ c*                                       which cells change together
     û = tanh(U(ĉ)),  γ_i = σ(G_i([ĉ; u_{t−1}])),  u_t = γ_1 ⊙ u_{t−1} + γ_2 ⊙ û
     ŷ = f([h_T^l; h_T^a; h_T^v; u_T])
 
-    A, U, G_1, G_2, f: Linear, ReLU, Dropout, Linear. After the authors' code (pliang279/MFN), whose gates
-    see the memory too; its widths for MOSI's best MAE. Loss: mean |y − ŷ|.
+    A, U, G_1, G_2, f: Linear, ReLU, Dropout, Linear. After the authors' code (pliang279/MFN), whose
+    gates see the memory, too, with its widths for MOSI's best MAE. Loss: mean |y − ŷ|.
 
-    Paper: features aligned to words by time.
-    Here:  `align`, evenly over the encoder's tokens; one dropout rate for all; a segment without words
-           has one step.
-    Why:   files without times cannot do it. Where a segment has one frame, it is held at each word.
+    Paper: features aligned to words by time; a dropout rate for each network.
+    Here:  `align`, evenly over the encoder's tokens; a segment without words has one step.
+    Why:   the files hold no times. A segment's only frame is repeated at each word.
     """
 
     def __init__(self, config: train.Config, widths: dict[str, int], encoder: nn.Module):
@@ -203,11 +255,11 @@ class MFN(Baseline):
         h = {"l": 88, "a": 48, "v": 16}
         both = 2 * sum(h.values())
         self.cells = nn.ModuleDict({m: nn.LSTMCell(d[m], h[m]) for m in d})
-        self.A = two_layers(both, 128, both, drop)
-        self.U = two_layers(both, 64, memory, drop)
-        self.G1 = two_layers(both + memory, 256, memory, drop)
-        self.G2 = two_layers(both + memory, 64, memory, drop)
-        self.f = two_layers(both // 2 + memory, 64, 1, drop)
+        self.A = nn.Sequential(*dense(both, 128, both, dropout=drop))
+        self.U = nn.Sequential(*dense(both, 64, memory, dropout=drop))
+        self.G1 = nn.Sequential(*dense(both + memory, 256, memory, dropout=drop))
+        self.G2 = nn.Sequential(*dense(both + memory, 64, memory, dropout=drop))
+        self.f = nn.Sequential(*dense(both // 2 + memory, 64, 1, dropout=drop))
 
     def remember(self, u: Tensor, before: dict[str, Tensor], after: dict[str, Tensor]) -> Tensor:
         """u_{t−1}: (B, memory), c_{t−1}^m and c_t^m: (B, h_m) -> u_t"""
@@ -216,7 +268,7 @@ class MFN(Baseline):
         seen = torch.cat([c_hat, u], dim=1)
         return self.G1(seen).sigmoid() * u + self.G2(seen).sigmoid() * self.U(c_hat).tanh()
 
-    def forward(self, inputs: dict, video: Tensor | None = None) -> Prediction:
+    def forward(self, inputs: Inputs, video: Tensor | None = None) -> Prediction:
         text = token_states(self.encoder, *inputs["l"]).to(self.f[0].weight.dtype)
         n = inputs["l"][1].clamp(min=1)
         x = {"l": text} | {m: align(*inputs[m], n, text.shape[1]) for m in ("a", "v")}
@@ -228,13 +280,12 @@ class MFN(Baseline):
     def read(self, x: dict[str, Tensor], n: Tensor) -> Tensor:
         """[h_T^l; h_T^a; h_T^v; u_T] of each segment.  x[m]: (B, T, d_m), n: (B,) in 1..T"""
         B, T = x["l"].shape[:2]
-        # The longest first: at step t the first k segments go on, the others keep what they have.
+        # The longest first: at step t the first k segments continue, the others keep their state.
         order = n.argsort(descending=True).to(x["l"].device)
-        going_on = (n[:, None] > torch.arange(T, device=n.device)).sum(0).tolist()
         x = {m: values[order] for m, values in x.items()}
         h = {m: x[m].new_zeros(B, cell.hidden_size) for m, cell in self.cells.items()}
         c, u = dict(h), x["l"].new_zeros(B, self.U[-1].out_features)
-        for t, k in enumerate(going_on):
+        for t, k in enumerate((n[:, None] > torch.arange(T, device=n.device)).sum(0).tolist()):
             before = {m: c[m][:k] for m in x}
             new = {m: self.cells[m](x[m][:k, t], (h[m][:k], before[m])) for m in x}
             u_new = self.remember(u[:k], before, {m: new[m][1] for m in x})
@@ -283,8 +334,8 @@ def cmd(X: Tensor, Y: Tensor, moments: int = 5) -> Tensor:
 
 
 def overlap(X: Tensor, Y: Tensor) -> Tensor:
-    """mean_{ij} (X̂ᵀ Ŷ)²_{ij}: centred over the batch, each row divided by its length, of which no
-    gradient is taken.
+    """mean_{ij} (X̂ᵀ Ŷ)²_{ij}: centered over the batch, each row divided by its length without a
+    gradient through the length.
 
     X, Y: (N, d) -> ()
     """
@@ -293,20 +344,9 @@ def overlap(X: Tensor, Y: Tensor) -> Tensor:
     return (X.T @ Y).square().mean()
 
 
-class MISAOutput(NamedTuple):
-    prediction: Tensor  # ŷ: (B,)
-    u: dict[str, Tensor]  # u_m, p_m, s_m and D_m(p_m + s_m): (B, d)
-    private: dict[str, Tensor]
-    shared: dict[str, Tensor]
-    decoded: dict[str, Tensor]
-
-
-class MISALosses(NamedTuple):
-    total: Tensor
-    task: Tensor
-    similarity: Tensor
-    difference: Tensor
-    reconstruction: Tensor
+# ŷ: (B,); rows[m]: segments with m; by modality u_m, p_m, s_m and D_m(p_m + s_m): (B, d)
+MISAOutput = namedtuple("MISAOutput", "prediction rows u private shared decoded")
+MISALosses = namedtuple("MISALosses", "total task similarity difference reconstruction")
 
 
 class MISA(Baseline):
@@ -315,15 +355,20 @@ class MISA(Baseline):
     p_m = E_m^p(u_m),  s_m = E^s(u_m)         private; shared by one and the same E^s
     ŷ = f(Transformer over six tokens [p_l, p_v, p_a, s_l, s_v, s_a])
     L = L_task + α L_sim + β L_diff + γ L_recon,   (α, β, γ) = (1, 0.3, 1)
-    L_task = mean (y − ŷ)²,  L_sim = ⅓ Σ_{i<j} CMD(s_i, s_j),  L_recon = ⅓ Σ_m mean (u_m − D_m(p_m + s_m))²
+    L_task = mean (y − ŷ)²,  L_sim = ⅓ Σ_{i<j} CMD(s_i, s_j)
+    L_recon = ⅓ Σ_m mean (u_m − D_m(p_m + s_m))²
     L_diff = Σ_m overlap(p_m, s_m) + Σ_{i<j} overlap(p_i, p_j)
 
-    After the authors' code (declare-lab/MISA), with its widths and its mean in L_diff, where the paper
-    has a squared norm; u_a and u_v: end states of two stacked Bi-LSTMs; u_l: the mean of the tokens.
+    After the authors' code (declare-lab/MISA), with its widths and its mean in L_diff, where the
+    paper has a squared norm; u_a and u_v: end states of two stacked Bi-LSTMs; u_l: the mean of the
+    tokens.
 
-    Paper: every segment has three modalities.
-    Here:  one that is empty in a segment is no sample of L_sim, L_diff and L_recon there.
-    Why:   else L_sim draws what is said to what is not there. MSFN's losses do the same.
+    Paper: every segment has three modalities. The code clips gradients by value, starts recurrent
+           weights orthogonal and freezes BERT's first layers on MOSEI.
+    Here:  a modality that is empty in a segment is no sample of L_sim, L_diff and L_recon;
+           gradients are clipped by norm, PyTorch's initial weights, all of BERT learns.
+    Why:   an absent modality would pull the others to a constant, and MSFN's losses skip it, too;
+           the same training for every row.
     """
 
     def __init__(self, config: train.Config, widths: dict[str, int], encoder: nn.Module):
@@ -344,16 +389,14 @@ class MISA(Baseline):
         self.shared = nn.Sequential(nn.Linear(d, d), nn.Sigmoid())
         self.decoders = nn.ModuleDict({m: nn.Linear(d, d) for m in inside})
         self.attention = nn.TransformerEncoderLayer(d, 2, 2048, batch_first=True)
-        self.f = nn.Sequential(
-            nn.Linear(6 * d, 3 * d), nn.Dropout(config.dropout), nn.ReLU(), nn.Linear(3 * d, 1)
-        )
+        self.f = nn.Sequential(*dense(6 * d, 3 * d, 1, dropout=config.dropout))
 
     def frames(self, m: str, values: Tensor, lengths: Tensor) -> Tensor:
         first, norm, second = self.lstms[m]
         states, end = first(values, lengths)
         return torch.cat([end, second(norm(states), lengths)[1]], dim=1)  # (B, 4 d_m)
 
-    def forward(self, inputs: dict, video: Tensor | None = None) -> MISAOutput:
+    def forward(self, inputs: Inputs, video: Tensor | None = None) -> MISAOutput:
         lengths = inputs["l"][1]
         vectors = {m: self.frames(m, *inputs[m]) for m in ("v", "a")}
         vectors["l"] = mean_over_time(token_states(self.encoder, *inputs["l"]), lengths)
@@ -363,80 +406,21 @@ class MISA(Baseline):
         decoded = {m: self.decoders[m](private[m] + shared[m]) for m in u}
         tokens = torch.stack([*private.values(), *shared.values()], dim=1)  # (B, 6, d)
         prediction = self.f(self.attention(tokens).flatten(1)).squeeze(1)
-        return MISAOutput(prediction, u, private, shared, decoded)
+        return MISAOutput(prediction, present_rows(inputs), u, private, shared, decoded)
 
-    def losses(self, output: MISAOutput, y: Tensor, lengths: dict[str, Tensor]) -> MISALosses:
-        u, p, s = output.u, output.private, output.shared
-        rows = {m: rows_of(lengths, m).to(y.device) for m in u}
+    def losses(self, output: MISAOutput, y: Tensor) -> MISALosses:
+        rows, u, p, s = output.rows, output.u, output.private, output.shared
         similarity = difference = reconstruction = y.new_zeros(())
-        for m, r in rows.items():
+        for m in u:
+            r = rows[m]
             error = u[m][r] - output.decoded[m][r]
             reconstruction = reconstruction + mean_of(error.square()) / 3
             difference = difference + (overlap(p[m][r], s[m][r]) if len(r) else 0)
         for i, j in combinations(u, 2):
-            both = rows_of(lengths, i, j).to(y.device)
+            both = rows[i][torch.isin(rows[i], rows[j])]
             if len(both):
                 similarity = similarity + cmd(s[i][rows[i]], s[j][rows[j]]) / 3
                 difference = difference + overlap(p[i][both], p[j][both])
         task = F.mse_loss(output.prediction, y)
         total = task + similarity + 0.3 * difference + reconstruction
         return MISALosses(total, task, similarity, difference, reconstruction)
-
-
-# ── Rows ──────────────────────────────────────────────────────────────────────────────────────────
-
-
-class Row(NamedTuple):
-    """A row of Tables 2 and 3: what train.py builds, and its options of the row's own."""
-
-    model: type[nn.Module]
-    static: bool  # the encoder's input embeddings, frozen, in place of the encoder
-    options: str
-
-    def build(self, config: train.Config, widths: dict[str, int], encoder: nn.Module) -> nn.Module:
-        if self.static:
-            encoder = encoders.static(encoder)
-        elif isinstance(encoder, encoders.Static):
-            raise UserError(
-                f"{config.bert} holds word vectors: rows that are fine-tuned need a BERT"
-            )
-        return self.model(config, widths, encoder)
-
-
-# Batches of segments for what has no Eq. 13: those of whole videos hold two or three videos, and
-# BatchNorm, CMD and CCA are statistics of a batch. Text alone, too: within a segment Eq. 13 does
-# nothing, and what is left is a plain text model, the bar for all others.
-SEGMENTS = "--attention segment"
-ROWS = {  # rates and dropout: the best on MOSI's valid split that rates.py found
-    "MSFN": Row(MSFN, False, ""),
-    "text only": Row(MSFN, False, f"{SEGMENTS} --modalities l --alpha 0 --beta 0 --gamma 0"),
-    "MFN (static)": Row(MFN, True, f"{SEGMENTS} --learning-rate 1e-2 --dropout 0.3"),
-    "LMF (static)": Row(LMF, True, f"{SEGMENTS} --learning-rate 1e-2"),
-    "TFN (static)": Row(TFN, True, f"{SEGMENTS} --learning-rate 1e-2 --dropout 0.3"),
-    "TFN (B)": Row(TFN, False, f"{SEGMENTS} --learning-rate 1e-3 --bert-learning-rate 1e-4"),
-    "LMF (B)": Row(LMF, False, f"{SEGMENTS} --learning-rate 3e-4 --bert-learning-rate 1e-4"),
-    "ICCN (B)": Row(ICCN, False, f"{SEGMENTS} --learning-rate 3e-4 --bert-learning-rate 1e-4"),
-    "ARGF (B)": Row(ARGF, False, f"{SEGMENTS} --learning-rate 3e-4 --bert-learning-rate 1e-4"),
-    "MISA (B)": Row(MISA, False, f"{SEGMENTS} --learning-rate 1e-3 --bert-learning-rate 1e-4"),
-}
-
-
-def main(argv: list[str]):
-    """A row of ROWS, by train.py's code: its own options first, so that what is typed wins."""
-    if not argv or argv[0] in ("-h", "--help"):
-        return print(__doc__, "\nRows:", *ROWS, sep="\n    ")
-    name, *typed = argv
-    if name not in ROWS:
-        raise UserError(f"the first word must be one of {', '.join(ROWS)}, not {name}")
-    if processes.WORLD > 1:
-        raise UserError("a baseline trains in one process: start it without torchrun")
-    row = ROWS[name]
-    typed = ["--bert" if word == "--vectors" else word for word in typed]
-    if "--resume" not in typed:
-        runs = f"runs/{name.replace(' ', '_')}"  # config.json does not say which row it is of
-        typed = ["--runs", runs, *row.options.split(), *typed]
-    train.main(typed, row.build)
-
-
-if __name__ == "__main__":
-    sys.exit(plumbing.run(main, sys.argv[1:]))

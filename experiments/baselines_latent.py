@@ -1,26 +1,31 @@
-"""Two baselines of Tables 2 and 3 that shape a latent space first: ICCN by correlation, ARGF by a game.
+"""Baselines of Tables 2 and 3 that shape a latent space: ICCN by correlation, ARGF by a game.
 
-`baselines.py` starts them and has the other rows.
+`baselines.py` lists the differences that are common to all baselines.
 """
 
-from typing import NamedTuple
+from collections import namedtuple
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
-from baselines_shared import (
-    Baseline,
-    BatchNorm,
-    end_state,
-    mean_of,
-    mean_over_time,
-    rows_of,
-    token_states,
-    true_steps,
-)
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from msfn import MODALITIES
+import train
+from data import MODALITIES
+from experiments.baselines import (
+    Baseline,
+    BatchNorm,
+    Inputs,
+    dense,
+    end_state,
+    mean_of,
+    mean_over_time,
+    present_rows,
+    token_states,
+    true_steps,
+)
+from msfn import present
 
 # ── ICCN ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -29,9 +34,10 @@ def canonical_correlation(X: Tensor, Y: Tensor, ridge: float = 1e-3) -> Tensor:
     """‖Σ_XX^−½ Σ_XY Σ_YY^−½‖_tr: the sum of the canonical correlations of two views of a batch
 
     Σ_XX and Σ_YY are covariances + ridge · I. With their Cholesky factors L in place of the square
-    roots the singular values are the same, and the gradient stays finite where eigenvalues are equal.
+    roots the singular values are the same, and the gradient stays finite where eigenvalues are
+    equal.
 
-    X: (N, d), Y: (N, e), float32 or float64 -> (), at most min(d, e); 0 of fewer than two rows
+    X: (N, d), Y: (N, e), float32 or float64 -> (), at most min(d, e); 0 for fewer than two rows
     """
     if len(X) < 2:
         return (X.sum() + Y.sum()) * 0
@@ -46,15 +52,9 @@ def canonical_correlation(X: Tensor, Y: Tensor, ridge: float = 1e-3) -> Tensor:
     return torch.linalg.svdvals(cross).sum()
 
 
-class ICCNOutput(NamedTuple):
-    prediction: Tensor  # ŷ: (B,)
-    K: dict[str, Tensor]  # K_ta and K_tv: (B, width)
-
-
-class ICCNLosses(NamedTuple):
-    total: Tensor
-    task: Tensor
-    correlation: Tensor
+# ŷ: (B,); complete: (B,) bool, True without an empty modality; K_ta and K_tv: (B, width)
+ICCNOutput = namedtuple("ICCNOutput", "prediction complete K")
+ICCNLosses = namedtuple("ICCNLosses", "total task correlation")
 
 
 class ICCN(Baseline):
@@ -63,18 +63,19 @@ class ICCN(Baseline):
     h_m = LSTM(Conv1d(X_m)),  H_tm = h_t ⊗ h_m,  K_tm = CNN_m(H_tm)      m = a, v
     L_CCA = −canonical_correlation(K_ta, K_tv),  ŷ = f([K_ta; h_t; K_tv])
 
-    No code was published, and of the paper only the abstract could be read: the outer products of text
-    with audio and with video, their correlation by DCCA, and the text beside both in front of a
-    predictor. Everything else is a choice.
+    No code was published, and we could read only the abstract: outer products of text with audio
+    and with video, their correlation by DCCA, and a predictor that takes the text beside both.
+    Everything else is our choice.
 
     Paper: BERT's sentence vectors are inputs.
-    Here:  BERT learns from ŷ alone, no gradient of H reaches it; CNN: two convolutions over H, a mean
-           over 4 × 4 places, BatchNorm, K 8 wide. L = mean (y − ŷ)² + L_CCA / 8, over which all else learns.
-    Why:   K_ta and K_tv both hold h_t, so it could make them correlate with no word about sentiment.
-           The correlations of a batch of 64 saturate for wider K: noise 64 wide has 0.95.
+    Here:  BERT learns from ŷ alone, since no gradient passes H; CNN: two convolutions over H, a
+           mean over 4 × 4 places, BatchNorm, K 8 wide. All else learns from L = mean (y − ŷ)² +
+           L_CCA / 8.
+    Why:   K_ta and K_tv both hold h_t, so BERT could make them correlate without any sentiment. The
+           correlations of a batch of 64 saturate for wider K: noise 64 wide has 0.95.
     """
 
-    def __init__(self, config, widths: dict[str, int], encoder: nn.Module):
+    def __init__(self, config: train.Config, widths: dict[str, int], encoder: nn.Module):
         super().__init__(encoder)
         D, self.width, hidden = encoder.config.hidden_size, 8, 32
         self.convolution, self.lstm, self.cnn = (nn.ModuleDict() for _ in range(3))
@@ -91,15 +92,10 @@ class ICCN(Baseline):
                 nn.Linear(128, self.width),
                 BatchNorm(self.width),
             )
-        self.f = nn.Sequential(
-            nn.Dropout(config.dropout),
-            nn.Linear(D + 2 * self.width, config.d),
-            nn.ReLU(),
-            nn.Dropout(config.dropout),
-            nn.Linear(config.d, 1),
-        )
+        layers = dense(D + 2 * self.width, config.d, 1, dropout=config.dropout)
+        self.f = nn.Sequential(nn.Dropout(config.dropout), *layers)
 
-    def forward(self, inputs: dict, video: Tensor | None = None) -> ICCNOutput:
+    def forward(self, inputs: Inputs, video: Tensor | None = None) -> ICCNOutput:
         h_t, K = mean_over_time(token_states(self.encoder, *inputs["l"]), inputs["l"][1]), {}
         for m in ("a", "v"):
             values, lengths = inputs[m]
@@ -109,12 +105,12 @@ class ICCN(Baseline):
             H = torch.einsum("bi,bj->bij", h_t.detach(), h)
             K[m] = self.cnn[m](H[:, None])
         features = torch.cat([K["a"], h_t, K["v"]], dim=1)
-        return ICCNOutput(self.f(features).squeeze(1), K)
+        complete = torch.stack([n > 0 for _, n in inputs.values()]).all(0).to(features.device)
+        return ICCNOutput(self.f(features).squeeze(1), complete, K)
 
-    def losses(self, output: ICCNOutput, y: Tensor, lengths: dict[str, Tensor]) -> ICCNLosses:
-        """L_CCA is of the segments in which no modality is empty."""
-        whole = rows_of(lengths, *MODALITIES).to(y.device)
-        correlation = canonical_correlation(*(K[whole] for K in output.K.values()))
+    def losses(self, output: ICCNOutput, y: Tensor) -> ICCNLosses:
+        """L_CCA covers the segments in which no modality is empty."""
+        correlation = canonical_correlation(*(K[output.complete] for K in output.K.values()))
         task = F.mse_loss(output.prediction, y)
         return ICCNLosses(task - correlation / self.width, task, correlation)
 
@@ -126,11 +122,12 @@ class GraphFusion(nn.Module):
     """ARGF's graph of one, two and three modalities:  e_a, e_v, e_l -> [uni; bi; tri]
 
     s_i = σ(wᵀ e_i + b),  uni = ⅓ Σ_i s_i e_i                                    i = a, v, l
-    r_ij = (s_i + s_j) / (p_i · p_j + ½),  α = softmax(r),  v_ij = ELU(α_ij f(e_i, e_j)),  bi = Σ v_ij
-    tri: the same with f₂ over two pairs, or a pair and the third: strengths r (or s), vectors v (or e)
+    r_ij = (s_i + s_j) / (p_i · p_j + ½),  α = softmax(r)
+    v_ij = ELU(α_ij f(e_i, e_j)),  bi = Σ v_ij
+    tri: the same with f₂ over two pairs, or a pair and the third: strengths r or s, vectors v or e
 
-    p_i = softmax(e_i), p_ij = softmax(f(e_i, e_j)): alike vertices are joined weakly. The order inside a
-    pair is the code's and matters.
+    p_i = softmax(e_i), p_ij = softmax(f(e_i, e_j)): alike vertices are joined weakly. The order
+    inside a pair matters; it is the authors' code's.
     """
 
     PAIRS = (("a", "v"), ("a", "l"), ("v", "l"))
@@ -145,7 +142,7 @@ class GraphFusion(nn.Module):
         )
 
     @staticmethod
-    def join(edges, strength: dict, vector: dict, p: dict, f: nn.Module) -> tuple[dict, ...]:
+    def join(edges: tuple, strength: dict, vector: dict, p: dict, f: nn.Module) -> tuple[dict, ...]:
         """Edges between vertices -> their strengths (B, 1), f's (B, d), and vectors (B, d)"""
         r = {
             i + j: (strength[i] + strength[j]) / ((p[i] * p[j]).sum(1, True) + 0.5)
@@ -153,11 +150,8 @@ class GraphFusion(nn.Module):
         }
         joined = {i + j: f(torch.cat([vector[i], vector[j]], dim=1)) for i, j in edges}
         weights = torch.cat(list(r.values()), dim=1).softmax(dim=1)  # (B, edges)
-        return (
-            r,
-            joined,
-            {name: F.elu(w * joined[name]) for name, w in zip(r, weights.split(1, 1), strict=True)},
-        )
+        weight = dict(zip(r, weights.split(1, 1), strict=True))
+        return r, joined, {name: F.elu(weight[name] * joined[name]) for name in r}
 
     def forward(self, e: dict[str, Tensor]) -> Tensor:
         s = {m: self.strength(e[m]).sigmoid() for m in MODALITIES}  # (B, 1)
@@ -169,27 +163,17 @@ class GraphFusion(nn.Module):
         return torch.cat([uni, sum(v.values()), sum(triples.values())], dim=1)  # (B, 3 d)
 
 
-class ARGFOutput(NamedTuple):
-    prediction: Tensor  # ŷ: (B,)
-    x: dict[str, Tensor]  # the vectors that are encoded: (B, d_m)
-    e: dict[str, Tensor]  # encoded: (B, d)
-    decoded: dict[str, Tensor]  # (B, d_m)
-    unimodal: dict[str, Tensor]  # ŷ of each e_m alone: (B,)
-
-
-class ARGFLosses(NamedTuple):
-    total: Tensor
-    task: Tensor
-    unimodal: Tensor
-    reconstruction: Tensor
-    fooling: Tensor
-    discriminator: Tensor
+# ŷ: (B,); rows[m]: segments with m; by modality x_m and decode(e_m): (B, d_m), e_m: (B, d), and
+# the ŷ of e_m alone: (B,)
+ARGFOutput = namedtuple("ARGFOutput", "prediction rows x e decoded unimodal")
+TERMS = "total task unimodal reconstruction fooling discriminator"
+ARGFLosses = namedtuple("ARGFLosses", TERMS)
 
 
 class ARGF(Baseline):
     """Adversarial Representation Graph Fusion (Mai et al., AAAI 2020).
 
-    e_m = E_m(x_m): a and v are to look as l does to a discriminator D, to be decodable, and to predict y
+    e_m = E_m(x_m): a and v should look like l to a discriminator D, be decodable, and predict y
     fooling = Σ_{m=a,v} BCE(D(e_m), 1)                                     moves E
     reconstruction = Σ_m mean |x_m − decode_m(e_m)|                        moves E, decoders
     unimodal = Σ_m mean |y − C(e_m)|                                       moves E, C
@@ -197,59 +181,57 @@ class ARGF(Baseline):
     task = mean |y − ŷ|,  ŷ = g(GraphFusion(e))                            moves the graph and g
     L = task + unimodal + (1 − α) reconstruction + α fooling + discriminator,   α = 0.05
 
-    After the authors' code (TmacMai/ARGF), whose four optimisers step one after the other; here `detach`
-    gives each part the same gradients in one pass. The encoders never see the fusion's gradient.
+    After the authors' code (TmacMai/ARGF_multimodal_fusion): `Encoder_5`, which its three scripts
+    train, `Decoder2`, `classifier3` and `graph11_new`. Its four optimizers step one after the
+    other; here `detach` gives each part the same gradients in one pass. The fusion's gradient never
+    reaches E.
 
     Paper: classes; sums over segments and features; a decoder that ends in tanh; two Adams move E.
-    Here:  y itself; means; no tanh; one Adam; x_l is no target of its own encoder's gradient; an empty
-           modality is no sample but in the task.
-    Why:   MAE needs y; in one loss the sums would drown the rest; features are not within ±1; BERT must
-           not chase its own features. No ARGF (B) is published: this row is nobody's model but this one.
+           The code's script for MOSI takes audio as D's true modality, and dropout 0.5 in decoders
+           and C.
+    Here:  y itself; means; no tanh; one Adam; language is the true one, as in the paper's text; one
+           dropout rate; x_l gets no gradient as a target; an empty modality counts in the task
+           alone.
+    Why:   MAE needs y; in one loss the sums would drown the rest; features exceed ±1; BERT must not
+           chase its own features. No ARGF (B) was published: this row is our own variant.
     """
 
-    def __init__(self, config, widths: dict[str, int], encoder: nn.Module):
+    def __init__(self, config: train.Config, widths: dict[str, int], encoder: nn.Module):
         super().__init__(encoder)
         d, drop, leak = config.d, config.dropout, 0.2
         inside = {"a": widths["a"], "v": widths["v"], "l": encoder.config.hidden_size}
         self.encoders, self.decoders = nn.ModuleDict(), nn.ModuleDict()
         for m, n in inside.items():
-            first = [BatchNorm(n), nn.Linear(n, 5 * d), nn.ReLU(), nn.Dropout(drop)]
-            rest = [nn.Linear(5 * d, d), nn.ReLU(), nn.Dropout(drop), nn.Linear(d, d), nn.Tanh()]
-            self.encoders[m] = nn.Sequential(*first, *rest)
+            layers = []
+            for before, after in pairwise((n, 10 * n, 10 * d, d)):
+                layers += [nn.Linear(before, after), nn.Dropout(drop), BatchNorm(after)]
+                layers += [nn.LeakyReLU()]
+            self.encoders[m] = nn.Sequential(*layers, nn.Linear(d, d), nn.Tanh())
             first = [nn.Linear(d, 512), nn.Dropout(drop), nn.LeakyReLU(leak), nn.Linear(512, 64)]
             rest = [nn.Dropout(drop), BatchNorm(64), nn.LeakyReLU(leak), nn.Linear(64, n)]
             self.decoders[m] = nn.Sequential(*first, *rest)
         self.discriminator = nn.Sequential(
             nn.Linear(d, 64), nn.LeakyReLU(leak), nn.Linear(64, 16), nn.Tanh(), nn.Linear(16, 1)
         )
-        self.classifier = nn.Sequential(  # C, the same for all three
-            BatchNorm(d), nn.Dropout(drop), nn.Linear(d, d), nn.Tanh(), nn.Linear(d, 1)
-        )
+        layers = dense(d, d, 1, act=nn.Tanh, dropout=drop)
+        self.classifier = nn.Sequential(BatchNorm(d), nn.Dropout(drop), *layers)  # C
         self.graph = GraphFusion(d)
-        self.g = nn.Sequential(
-            BatchNorm(3 * d),
-            nn.Linear(3 * d, 50),
-            nn.Tanh(),
-            nn.Linear(50, 50),
-            nn.Tanh(),
-            nn.Linear(50, 1),
-        )
+        self.g = nn.Sequential(BatchNorm(3 * d), *dense(3 * d, 50, 50, 1, act=nn.Tanh))
 
     def parameter_groups(self) -> list[dict]:
         return [{"params": list(self.parameters()), "betas": (0.5, 0.999)}]
 
-    def forward(self, inputs: dict, video: Tensor | None = None) -> ARGFOutput:
+    def forward(self, inputs: Inputs, video: Tensor | None = None) -> ARGFOutput:
         x = {m: mean_over_time(*inputs[m]) for m in ("a", "v")}
         x["l"] = mean_over_time(token_states(self.encoder, *inputs["l"]), inputs["l"][1])
         e = {m: self.encoders[m](x[m]) for m in MODALITIES}
         decoded = {m: self.decoders[m](e[m]) for m in MODALITIES}
         unimodal = {m: self.classifier(e[m]).squeeze(1) for m in MODALITIES}
         prediction = self.g(self.graph({m: e[m].detach() for m in MODALITIES})).squeeze(1)
-        return ARGFOutput(prediction, x, e, decoded, unimodal)
+        return ARGFOutput(prediction, present_rows(inputs), x, e, decoded, unimodal)
 
-    def losses(self, output: ARGFOutput, y: Tensor, lengths: dict[str, Tensor]) -> ARGFLosses:
-        rows = {m: rows_of(lengths, m).to(y.device) for m in MODALITIES}
-        e = {m: output.e[m][r] for m, r in rows.items()}
+    def losses(self, output: ARGFOutput, y: Tensor) -> ARGFLosses:
+        rows, e = output.rows, present(output.e, output.rows)
         task = F.l1_loss(output.prediction, y)
         fooling = reconstruction = unimodal = y.new_zeros(())
         discriminator = mean_of(F.softplus(-self.discriminator(e["l"].detach()))) / 2
@@ -261,7 +243,7 @@ class ARGF(Baseline):
         for m in ("a", "v"):
             fake = self.discriminator(e[m].detach())
             discriminator = discriminator + mean_of(F.softplus(fake)) / 2  # −log(1 − D)
-            fooled = functional_call(self.discriminator, fixed, e[m])
-            fooling = fooling + mean_of(F.softplus(-fooled))  # −log D
+            judged = functional_call(self.discriminator, fixed, e[m])
+            fooling = fooling + mean_of(F.softplus(-judged))  # −log D
         total = task + unimodal + 0.95 * reconstruction + 0.05 * fooling + discriminator
         return ARGFLosses(total, task, unimodal, reconstruction, fooling, discriminator)
