@@ -1,74 +1,61 @@
 """Do the modalities become alike, and does equal sentiment come near? Measured on valid.
 
-    python experiments/similarity.py runs/NAME ...              # before training, at the best epoch
-    python experiments/similarity.py --train --dataset mosi     # train.py, measured at each epoch
-    python experiments/similarity.py --cmd --dataset mosi       # the same, with cmd in place of L^a
-    python experiments/similarity.py --carry runs/NAME ...      # does one modality stand in for another?
+    python -m experiments.similarity runs/NAME ...      # before training, and at the best epoch
 
 The paper says that L^a makes the modalities' features alike and that L^d keeps equal sentiment
 together, and shows neither. Of x (Eqs. 1–3) and of h (Eq. 4):
 
     probe   accuracy of a fresh linear probe that tells the modalities apart on videos that it was
             not fitted on; chance is 1 / the number of modalities
-    lead    the same in the leading principal components alone, which hold 90 % of the variance:
-            are they alike where the features vary at all?
-    cmd     central moment discrepancy of each two modalities, their mean (the paper's ref. 19)
-    spread  mean distance of a modality's features from their mean: a gap closes also if all of
+    lead    the same in the leading principal components alone, which hold 90 % of the variance
+    cmd     central moment discrepancy of two modalities (the paper's ref. 19), mean over the pairs
+    spread  mean distance of a modality's features from their mean: a gap also closes if all of
             them become one point
 
-and over the triplets of Eq. 9 inside each modality, of h, or of x after --triplet-features x:
+and over the triplets of Eq. 9 inside each modality, of h, or of x with --triplet-features x:
 
     violated    share with d_ap > d_an − δ
     d_ap, d_an  mean distances
 
-With --train they stand under "observed" in each line of metrics.jsonl. With --cmd, too: the modalities
-are made alike as MISA makes them, without a game; α weights the cmd of h, --adversarial and --penalty
-have no effect, and d_real and d_fake are of discriminators that nobody trains.
-
---carry reads the test split of finished runs, once each, at the best epoch: MAE and Corr of the model
-without one modality, and of a ridge regression from h_m to y that was fitted on train and that reads
-h_k. Where the modalities share a space, m → k comes near to k → k.
+rows.py and tables.py log these numbers after each epoch, under "observed" in metrics.jsonl.
 """
 
 import sys
-from dataclasses import replace
-from itertools import combinations
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import tables  # puts the project's folder on the path
 import torch
 import torch.nn.functional as F
-from baselines import cmd
 from torch import Tensor
 
-import data
 import plumbing
 import train
-from msfn import MODALITIES, MSFN, sentiment_classes
-from plumbing import UserError
+from experiments import markdown
+from experiments.converging import build_of, mean_cmd
+from msfn import present, sentiment_classes
 from plumbing.runs import RunFolder
 
 
 @torch.no_grad()
-def embed(
-    run: train.Run, config: train.Config, split: str = "valid"
-) -> dict[str, dict[str, Tensor]]:
-    """{"x", "h", "y", "video"}: {m: of the segments of a split that have m}; x and h: (N_m, d)
+def embed(session: train.Session, split: str = "valid") -> dict[str, dict[str, Tensor]]:
+    """{"x", "h", "y", "video"}: {m: values of the segments in which m is present}
 
-    A modality that no segment has is in none of them.
+    x and h: (N_m, d), y and video: (N_m,). Modalities that no segment has are left out.
     """
-    run.model.eval()
-    found = {name: {m: [] for m in MODALITIES} for name in ("x", "h", "y", "video")}
-    for batch in train.loader(run.segments[split], config):
-        batch = batch.to(run.device)
-        output = run.model(batch.inputs, batch.video)
-        for m in MODALITIES:
-            rows = batch.inputs[m][1].nonzero().squeeze(1).to(run.device)
-            values = {"x": output.x[m], "h": output.h[m], "y": batch.y, "video": batch.video}
-            for name, value in values.items():
-                found[name][m].append(value[rows].float().cpu())
-    joined = {name: {m: torch.cat(v) for m, v in part.items()} for name, part in found.items()}
+    session.model.eval()
+    parts = {name: {} for name in ("x", "h", "y", "video")}
+    for batch in train.loader(session.segments[split], session.config):
+        batch = batch.to(session.device)
+        output = session.model(batch.inputs, batch.video)
+        values = {"x": output.x, "h": output.h}
+        values |= {"y": dict.fromkeys(output.h, batch.y)}
+        values |= {"video": dict.fromkeys(output.h, batch.video)}
+        for name, value in values.items():
+            for m, rows in present(value, output.rows).items():
+                parts[name].setdefault(m, []).append(rows.float().cpu())
+    joined = {name: {m: torch.cat(v) for m, v in part.items()} for name, part in parts.items()}
     return {name: {m: v for m, v in part.items() if len(v)} for name, part in joined.items()}
 
 
@@ -81,63 +68,41 @@ def probe(features: dict[str, Tensor], video: dict[str, Tensor]) -> float:
     """
     X = torch.cat(list(features.values()))
     X = (X - X.mean(0)) / X.std(0).clamp(min=1e-6)
-    name = torch.cat([torch.full((len(v),), i) for i, v in enumerate(features.values())])
+    label = torch.cat([torch.full((len(v),), i) for i, v in enumerate(features.values())])
     odd = torch.cat([torch.where(v < 0, torch.arange(len(v)), v) % 2 == 1 for v in video.values()])
-    return float(np.mean([_accuracy(X, name, fit) for fit in (odd, ~odd)]))
+    return float(np.mean([_accuracy(X, label, fit) for fit in (odd, ~odd)]))
 
 
-def leading(features: dict[str, Tensor], share: float = 0.9) -> dict[str, Tensor]:
-    """The features in as many principal components, of all together, as hold `share` of the variance."""
-    mean = torch.cat(list(features.values())).mean(0)
-    centred = {m: v - mean for m, v in features.items()}
-    _, s, components = torch.linalg.svd(torch.cat(list(centred.values())), full_matrices=False)
-    held = s.square().cumsum(0) / s.square().sum()
-    some = components[: int((held < share).sum()) + 1]
-    return {m: v @ some.T for m, v in centred.items()}
-
-
-def _accuracy(X: Tensor, name: Tensor, fit: Tensor) -> float:
-    """Of a probe fitted on the rows of `fit`, on the others: the mean over the names."""
-    W = torch.zeros(X.shape[1], int(name.max()) + 1, requires_grad=True)
+def _accuracy(X: Tensor, label: Tensor, fit: Tensor) -> float:
+    """Fit a probe on the rows of `fit` -> its accuracy on the others, mean over the labels."""
+    W = torch.zeros(X.shape[1], int(label.max()) + 1, requires_grad=True)
     b = torch.zeros(W.shape[1], requires_grad=True)
     optimizer = torch.optim.LBFGS([W, b], max_iter=100, line_search_fn="strong_wolfe")
 
-    def loss():
+    def loss() -> Tensor:
         optimizer.zero_grad()
-        value = F.cross_entropy(X[fit] @ W + b, name[fit]) + 1e-3 * W.square().sum()
+        value = F.cross_entropy(X[fit] @ W + b, label[fit]) + 1e-3 * W.square().sum()
         value.backward()
         return value
 
     with torch.enable_grad():
         optimizer.step(loss)
-    right = ((X @ W + b).argmax(1) == name)[~fit].float()
-    return float(np.mean([right[name[~fit] == i].mean() for i in name.unique()]))
+    right = ((X @ W + b).argmax(1) == label)[~fit].float()
+    return float(np.mean([right[label[~fit] == i].mean() for i in label.unique()]))
 
 
-def mean_cmd(features: dict[str, Tensor]) -> Tensor:
-    """Over each two modalities, each feature scaled to [0, 1] by all of them together."""
-    everyone = torch.cat(list(features.values())).detach()
-    low, high = everyone.min(0).values, everyone.max(0).values
-    scaled = [(v - low) / (high - low).clamp(min=1e-6) for v in features.values()]
-    return torch.stack([cmd(X, Y) for X, Y in combinations(scaled, 2)]).mean()
-
-
-class CMDInstead(MSFN):
-    """MSFN with L = L^task + α CMD(h) + β L^d + γ L^rl; CMD stands where L^a is logged."""
-
-    def __init__(self, config: train.Config, *given):
-        super().__init__(replace(config, alpha=0.0), *given)
-        self.alpha = config.alpha
-
-    def losses(self, output, y: Tensor, lengths: dict[str, Tensor]):
-        found, rows = super().losses(output, y, lengths), self.rows_with(lengths, y)
-        h = {m: output.h[m][rows[m]] for m in rows if len(rows[m])}
-        apart = mean_cmd(h) if len(h) > 1 else y.new_zeros(())
-        return found._replace(total=found.total + self.alpha * apart, adversarial=apart)
+def leading(features: dict[str, Tensor], share: float = 0.9) -> dict[str, Tensor]:
+    """Project on the joint principal components that hold `share` of the variance."""
+    mean = torch.cat(list(features.values())).mean(0)
+    centered = {m: v - mean for m, v in features.items()}
+    _, s, components = torch.linalg.svd(torch.cat(list(centered.values())), full_matrices=False)
+    variance = s.square().cumsum(0) / s.square().sum()
+    components = components[: int((variance < share).sum()) + 1]
+    return {m: v @ components.T for m, v in centered.items()}
 
 
 def triplets(h: Tensor, y: Tensor, margin: float) -> Tensor:
-    """Over the valid triplets of Eq. 9: share violated, mean d_ap, mean d_an; 0 of none.
+    """Share of valid triplets of Eq. 9 violated, mean d_ap, mean d_an; 0 without a triplet.
 
     h: (N, d), y: (N,) classes -> (3,)
     """
@@ -153,92 +118,50 @@ def triplets(h: Tensor, y: Tensor, margin: float) -> Tensor:
     return sums[:3] / sums[3].clamp(min=1)
 
 
-def similarity(run: train.Run, config: train.Config) -> dict[str, float]:
+def similarity(session: train.Session) -> dict[str, float]:
     """All of the above for the model as it is."""
-    found, result = embed(run, config), {}
+    features, result = embed(session), {}
     for part in ("x", "h"):
-        if len(found[part]) > 1:
-            result[f"{part}_probe"] = probe(found[part], found["video"])
-            result[f"{part}_lead"] = probe(leading(found[part]), found["video"])
-            result[f"{part}_cmd"] = float(mean_cmd(found[part]))
-        spread = [(v - v.mean(0)).norm(dim=1).mean() for v in found[part].values()]
+        if len(features[part]) > 1:
+            result[f"{part}_probe"] = probe(features[part], features["video"])
+            result[f"{part}_lead"] = probe(leading(features[part]), features["video"])
+            result[f"{part}_cmd"] = float(mean_cmd(features[part]))
+        spread = [(v - v.mean(0)).norm(dim=1).mean() for v in features[part].values()]
         result[f"{part}_spread"] = float(np.mean(spread))
-    per_modality = []
-    for m, features in found[config.triplet_features].items():
-        classes = sentiment_classes(found["y"][m], config.classes)
-        per_modality.append(triplets(features, classes, config.margin))
+    config, per_modality = session.config, []
+    for m, values in features[config.triplet_features].items():
+        classes = sentiment_classes(features["y"][m], config.classes)
+        per_modality.append(triplets(values, classes, config.margin))
     means = torch.stack(per_modality).mean(0).tolist()
-    result |= dict(zip(("violated", "d_ap", "d_an"), means, strict=True))
-    return result
+    return result | dict(zip(("violated", "d_ap", "d_an"), means, strict=True))
 
 
-def carry(run: train.Run, config: train.Config) -> dict[str, tuple[float, float]]:
-    """{what was read: (MAE, Corr)} on test, for the model as it is."""
-    test, result = run.segments["test"], {}
-    for gone in config.modalities:
-        kept = config.modalities.replace(gone, "")
-        some = data.Segments(test.split, run.tokenizer, run.standardizer, kept)
-        result[f"without {gone}"] = train.predict(run, some, config)
-    fit, read = embed(run, config, "train"), embed(run, config, "test")
-    for m, h in fit["h"].items():
-        mean, X = h.mean(0), h - h.mean(0)
-        C = X.T @ X / len(X)
-        ridge = 0.1 * C.diagonal().mean() * torch.eye(len(C))
-        w = torch.linalg.solve(C + ridge, X.T @ fit["y"][m] / len(X))
-        for k, other in read["h"].items():
-            prediction = (other - mean) @ w + fit["y"][m].mean()
-            result[f"{m} → {k}"] = prediction.clamp(-3, 3).numpy(), read["y"][k].numpy()
-    found = {name: train.metrics(*pair) for name, pair in result.items()}
-    return {name: (values["mae"], values["corr"]) for name, values in found.items()}
-
-
-def before_and_after(folder: Path, measure) -> tuple[train.Run, train.Config, dict, dict]:
-    """A run at its best epoch, and what measure(run, config) found before training and there.
+def before_and_after(
+    folder: Path, measure: Callable[[train.Session], Any]
+) -> tuple[train.Session, Any, Any]:
+    """The session of a run at its best epoch, and what `measure` gives before training and there.
 
     Raises UserError if `folder` holds no trained model.
     """
-    config = train.read_config(folder)
-    if not RunFolder(folder).weights.exists():
-        raise UserError(f"{folder} holds no trained model yet")
-    run = train.prepare(config)  # as the run began: same seed, same weights
-    before = measure(run, config)
-    RunFolder(folder).load_weights(run.model)
-    return run, config, before, measure(run, config)
+    session = train.Session(train.read_config(folder), build_of(folder))  # same seed, same weights
+    before = measure(session)
+    RunFolder(folder).load_weights(session.model)
+    return session, before, measure(session)
 
 
-def print_table(corner: str, rows: dict[str, dict[str, str]]):
-    names = list(dict.fromkeys(name for found in rows.values() for name in found))
-    lines = [[row, *(found.get(name, "–") for name in names)] for row, found in rows.items()]
-    print(tables.markdown([corner, *(name.replace("_", " ") for name in names)], lines))
-
-
-def show_similarity(folders: list[Path]):
+def main(words: list[str]) -> None:
+    if not words or words[0].startswith("-"):
+        return print(__doc__)
     rows = {}
-    for folder in folders:
-        _, _, before, after = before_and_after(folder, similarity)
-        for when, found in (("before", before), ("best epoch", after)):
-            rows[f"{folder.name}, {when}"] = {n: f"{value:.3f}" for n, value in found.items()}
-    print_table("on valid", rows)
-
-
-def show_carry(folders: list[Path]):
-    rows = {}
-    for folder in folders:
-        run, config, *_ = before_and_after(folder, lambda *_: None)
-        found = carry(run, config)
-        rows[folder.name] = {n: f"{mae:.3f}, {corr:.3f}" for n, (mae, corr) in found.items()}
-    print_table("on test: MAE, Corr", rows)
-
-
-def main(words: list[str]):
-    if words[:1] in (["--train"], ["--cmd"]):
-        train.main(words[1:], MSFN if words[0] == "--train" else CMDInstead, similarity)
-    elif words[:1] == ["--carry"] and words[1:]:
-        show_carry([Path(name) for name in words[1:]])
-    elif words and not words[0].startswith("-"):
-        show_similarity([Path(name) for name in words])
-    else:
-        sys.exit(__doc__)
+    for folder in map(Path, words):
+        _, before, after = before_and_after(folder, similarity)
+        rows |= {f"{folder.name}, before": before, f"{folder.name}, best epoch": after}
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    lines = [
+        [row, *(f"{values[name]:.3f}" if name in values else "–" for name in names)]
+        for row, values in rows.items()
+    ]
+    print(markdown(["on valid", *(name.replace("_", " ") for name in names)], lines))
 
 
 if __name__ == "__main__":
