@@ -21,7 +21,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -180,20 +180,27 @@ class Session:
     """What a run works with. Raises UserError for what the user can fix.
 
     folder: the run to resume, which holds the encoder once an epoch is done
+    loaders: has `pretrained` and `rebuild`, as plumbing.encoders does
     """
 
-    def __init__(self, config: Config, build: Build = build_msfn, folder: RunFolder | None = None):
+    def __init__(
+        self,
+        config: Config,
+        build: Build = build_msfn,
+        folder: RunFolder | None = None,
+        loaders: Any = encoders,
+    ):
         self.config, self.device = config, devices.pick(config.device)
         self.corpus = data.load(config.dataset, config.data, config.labels)
         print(self.corpus.description)
         self.standardizer = data.Standardizer.fit(self.corpus["train"])
         torch.manual_seed(config.seed)
         if folder and folder.checkpoint.exists():
-            loaded = encoders.rebuild(str(folder.encoder), self.device, config.amp)
+            loaded = loaders.rebuild(str(folder.encoder), self.device, config.amp)
         else:
             texts = [self.corpus[split].text for split in data.SPLITS]
             settings = self.device, config.amp, config.pooling
-            loaded = encoders.pretrained(config.bert, texts, *settings)
+            loaded = loaders.pretrained(config.bert, texts, *settings)
         self.encoder, self.tokenizer = loaded
         self.segments = {
             split: data.Segments(
@@ -302,13 +309,14 @@ def train(
     folder: RunFolder | None = None,
     build: Build = build_msfn,
     observe: Callable[[Session], dict[str, float]] | None = None,
+    loaders: Any = encoders,
 ) -> dict:
     """Train, choose the epoch on valid, read test once -> the content of results.json.
 
     folder: the run to resume; None: a new one. build: makes the model. observe: its numbers are
-    logged after each epoch. Raises UserError.
+    logged after each epoch. loaders: see Session. Raises UserError.
     """
-    started, session = time.perf_counter(), Session(config, build, folder)
+    started, session = time.perf_counter(), Session(config, build, folder, loaders)
     name = session.corpus.name
     if folder is None:
         folder = RunFolder.create(config.runs, config.name, f"{name}-seed{config.seed}")
@@ -368,17 +376,20 @@ def show(results: dict, folder: RunFolder) -> None:
 
 
 def main(
-    argv: list[str], build: Build = build_msfn, observe: Callable[[Session], dict] | None = None
+    argv: list[str],
+    build: Build = build_msfn,
+    observe: Callable[[Session], dict] | None = None,
+    loaders: Any = encoders,
 ) -> None:
     """Start a run, resume one, or show one that is finished. Raises UserError."""
     processes.start()
     config, resumed, changes = parse(argv)
     if resumed is None:
-        train(config, None, build, observe)
+        train(config, None, build, observe, loaders)
         return
     config, folder = read_config(Path(resumed), changes), RunFolder(resumed)
     if not folder.results.exists():
-        train(config, folder, build, observe)
+        train(config, folder, build, observe, loaders)
         return
     if changes:
         raise UserError(f"{resumed} is finished: start a new run to train it with other options")
