@@ -1,0 +1,192 @@
+"""converging.py, triplets.py and game.py: oracles by loops, and runs that resume."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import data
+import msfn
+import train
+from experiments import game
+from experiments.converging import (
+    Averaged,
+    CMDInstead,
+    Converging,
+    build,
+    build_of,
+    gradient_penalty,
+    mean_cmd,
+)
+from experiments.test_baselines import close, few, normal, seeds  # noqa: F401
+from experiments.triplets import triplet_loss_large
+from plumbing.runs import RunFolder
+
+MODALITIES = "avl"
+labels = st.lists(st.integers(-3, 3), min_size=1, max_size=9)
+
+
+def quick(folder="runs", **chosen):
+    chosen = {"epochs": 2, "d": 16, "lstm_width": 8, "runs": str(folder), **chosen}
+    return train.Config(dataset="synthetic", **chosen)
+
+
+@pytest.fixture(autouse=True)
+def small_corpus(few, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(data, "load", lambda *_: few)
+
+
+def a_step(kind, *arguments, **chosen):
+    """A session of a model of converging.py, and its output and losses on one batch."""
+    session = train.Session(quick(**chosen), build(kind, *arguments))
+    batch = next(iter(train.loader(session.segments["valid"], session.config)))
+    session.model.dropout = [part.eval() for part in session.model.modules()]
+    output = msfn.MSFN.forward(session.model, batch.inputs, batch.video)
+    return session, output, batch.y
+
+
+# ── The game ──────────────────────────────────────────────────────────────────────────────────────
+@given(seeds, st.tuples(*[st.integers(0, 3)] * 3))
+def test_gradient_penalty_sample_by_sample(seed, sizes):
+    """The mean of ‖∇_h z‖² over the samples of all pairs (m, k) of present modalities."""
+    torch.manual_seed(seed)
+    D = {m: msfn.Discriminator(4).double() for m in MODALITIES}
+    h = {m: normal(seed, n, 4) for m, n in zip(MODALITIES, sizes, strict=True)}
+    squares = []
+    for m in (m for m in MODALITIES if len(h[m])):
+        for row in torch.cat(list(h.values())):
+            slope = torch.autograd.functional.jacobian(lambda r, m=m: D[m](r[None])[0], row)
+            squares.append(sum(float(s) ** 2 for s in slope))
+    close(gradient_penalty(D, h), sum(squares) / max(len(squares), 1))
+    constant = {m: lambda h: 0 * h.sum(1) + 7 for m in MODALITIES}
+    assert gradient_penalty(constant, h) == 0
+
+
+def test_the_discriminators_alone_pay_the_penalty():
+    """ρ changes the gradient of the side that ascends, and no other, and takes its momentum."""
+    slopes = []
+    for rho, betas in ((0.0, None), (3.0, (0.0, 0.999))):
+        session, output, y = a_step(Converging, 0.9, rho)
+        model, losses = session.model, session.model.losses(output, y)
+        assert [group.get("betas") for group in model.parameter_groups()] == [None, betas]
+        R = gradient_penalty(model.discriminators, msfn.present(output.h, output.rows))
+        printed = msfn.MSFN.losses(model, output, y).total
+        close(losses.total.item(), printed.item() - 0.2 * rho / 2 * R.item(), atol=1e-5)
+        losses.total.backward()
+        slopes.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    for name, printed in slopes[0].items():
+        pays = "discriminators" in name and "weight" in name  # a bias has no slope
+        assert torch.allclose(printed, slopes[1][name], atol=1e-7) != pays, name
+
+
+def test_cmd_replaces_the_game():
+    session, output, y = a_step(CMDInstead, 0.9, alpha=3.0)
+    config, losses = session.config, session.model.losses(output, y)
+    h = msfn.present(output.h, output.rows)
+    close(losses.adversarial.item(), mean_cmd(h).item())
+    rest = config.beta * losses.distance + config.gamma * losses.reconstruction
+    close(losses.total.item(), (losses.task + 3 * losses.adversarial + rest).item(), atol=1e-5)
+    losses.total.backward()
+    assert not any(p.grad.any() for p in session.model.discriminators.parameters())
+    alone = output._replace(rows={m: r[: len(r) * (m == "l")] for m, r in output.rows.items()})
+    assert session.model.losses(alone, y).adversarial == 0
+
+
+def test_the_mean_follows_each_step_and_evaluation_uses_it_alone():
+    session = train.Session(quick(), build(Averaged, 0.9))
+    model, batches = session.model, train.loader(session.segments["train"], session.config, 0)
+    named = dict(model.named_parameters())
+    live = [named[name] for name, _ in model.mean.named_parameters()]
+    start, expected = [p.detach().clone() for p in live], None
+    trained = {id(p) for group in session.optimizer.param_groups for p in group["params"]}
+    assert trained == set(map(id, live))
+    for batch in batches:
+        train.train_step(session, batch)
+        weights = [p.detach().clone() for p in live]
+        if expected is not None:
+            weights = [0.9 * a + 0.1 * w for a, w in zip(expected, weights, strict=True)]
+        expected = weights
+    batch = next(iter(train.loader(session.segments["valid"], session.config)))
+    model.eval()
+    evaluated = model(batch.inputs, batch.video).prediction
+    for mean, weights, before in zip(model.mean.parameters(), expected, start, strict=True):
+        close(mean.detach(), weights, atol=1e-6)
+        assert not mean.requires_grad and mean.grad is None and (mean != before).any()
+    for p in live:
+        p.data.zero_()
+    assert torch.equal(model(batch.inputs, batch.video).prediction, evaluated)
+    assert int(model.steps) == len(batches)
+
+
+@pytest.mark.parametrize("kind, arguments", [(Averaged, [0.9]), (Converging, [0.9, 3.0])])
+def test_a_stopped_run_resumes_to_the_same_bits(kind, arguments, tmp_path):
+    """And the mean changes no training step: without ρ the losses are those of plain MSFN."""
+    made = build(kind, *arguments)
+    train.train(quick(tmp_path, name="whole"), build=made)
+    epochs = itertools.count()
+    with pytest.raises(ZeroDivisionError):
+        stop = lambda _: {"one": 1 // (1 - next(epochs))}
+        train.train(quick(tmp_path, name="stopped"), build=made, observe=stop)
+    train.main(["--resume", str(tmp_path / "stopped")], made)
+    train.train(quick(tmp_path, name="plain"))
+    weights = {n: (tmp_path / n / "model.safetensors").read_bytes() for n in ("whole", "stopped")}
+    assert weights["whole"] == weights["stopped"]
+    logs = [(tmp_path / n / "metrics.jsonl").read_text() for n in ("whole", "plain")]
+    losses = [[json.loads(line)["train"] for line in log.splitlines()] for log in logs]
+    assert (losses[0] == losses[1]) == (kind is Averaged)
+    model = train.Session(quick(), build_of(tmp_path / "whole")).model
+    RunFolder(tmp_path / "whole").load_weights(model)
+    assert build_of(tmp_path / "plain") is train.build_msfn
+
+
+def test_the_game_moves_generators_and_discriminators_alone(tmp_path, monkeypatch, capsys):
+    states = []
+
+    def measure(model, valid, measure=game.measure):
+        states.append({name: p.detach().clone() for name, p in model.named_parameters()})
+        return measure(model, valid)
+
+    monkeypatch.setattr(game, "measure", measure)
+    monkeypatch.setattr(game, "STEPS", (0, 1))
+    monkeypatch.setattr(game, "PENALTIES", (0.0, 10.0))
+    game.main(["--steps", "1", "--seeds", "1", "--", "--d", "16"])
+    starts, ends = states[::2], states[1::2]
+    for start, end in zip(starts, ends, strict=True):
+        assert all(torch.equal(p, starts[0][n]) for n, p in start.items())
+        moved = {n.split(".")[0] for n, p in start.items() if not torch.equal(p, end[n])}
+        assert moved == {"generators", "discriminators"}
+    judges = [{n: p for n, p in end.items() if n.startswith("disc")} for end in ends]
+    for one, two in itertools.combinations(judges, 2):  # form and penalty reach the game
+        assert any(not torch.equal(one[n], two[n]) for n in one)
+    assert capsys.readouterr().out.count("\n| ") == 2 + 1 + 4  # head, rule; before; four games
+
+
+# ── Eq. 9 in O(B²) memory ─────────────────────────────────────────────────────────────────────────
+@pytest.mark.parametrize("ties", [False, True])
+@given(seeds, labels, st.sampled_from([0.0, 0.5, 1.0, 2.0]), st.sampled_from(["mean", "sum"]))
+def test_counting_triplets_gives_the_loss_and_its_gradient(ties, seed, y, margin, reduction):
+    """On a line of whole numbers rows are equal and d_an = d_ap + δ: gradient 0 in both forms."""
+    h = normal(seed, len(y), 1).mul(2).round() if ties else normal(seed, len(y), 5)
+    h, y = h.requires_grad_(), torch.tensor(y)
+    both = [form(h, y, margin, reduction) for form in (msfn.triplet_loss, triplet_loss_large)]
+    close(*both)
+    close(*(torch.autograd.grad(each, h)[0] for each in both))
+
+
+def test_counting_at_a_tie_in_half_precision_and_with_wrong_arguments():
+    tie = torch.tensor([[0.0], [2.0], [3.0]], requires_grad=True)
+    y = torch.tensor([0, 0, 1])
+    (slope,) = torch.autograd.grad(triplet_loss_large(tie, y, 1.0, "sum"), tie)
+    assert slope.flatten().tolist() == [-1, 2, -1]  # anchor 1 alone: 2 + 1 > 1; anchor 0: 2 + 1 = 3
+    h, many = 100 * normal(0, 300, 8).float(), torch.arange(300) % 2
+    with torch.autocast("cpu", torch.bfloat16):
+        close(triplet_loss_large(h, many), triplet_loss_large(h.double(), many), atol=1e-3)
+    assert triplet_loss_large(h.half(), many).dtype == torch.float32
+    for wrong in ((h, many.double()), (h[None], many[None]), (h, many[:2]), (h, many, 1.0, "no")):
+        with pytest.raises(ValueError, match="must be"):
+            triplet_loss_large(*wrong)
+    assert np.isfinite(triplet_loss_large(h[:1], many[:1]).item())
