@@ -78,10 +78,19 @@ def test_processes_give_the_loss_and_gradients_of_one(number, batch_size, tmp_pa
 @forks
 @needs_linux
 def test_with_dropout_all_processes_see_the_same(tmp_path):
+    """The shares of a batch have different dropout, even if they hold the same segments."""
     config = quick(tmp_path, dropout=0.5, batch_size=6)
-    one, two = in_processes(2, tmp_path, lambda: loss_and_gradients(config))
-    assert all(torch.equal(one[name], two[name]) for name in one)
+
+    def work() -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        session = train.Session(config)
+        values, lengths = next(iter(train.loader(session.segments["valid"], config))).inputs["a"]
+        x = session.model.embeddings["a"](values.repeat(2, 1, 1), lengths.repeat(2))
+        return loss_and_gradients(config), x.detach()
+
+    (one, x), (two, same_x) = in_processes(2, tmp_path, work)
+    assert all(torch.equal(one[name], two[name]) for name in one) and torch.equal(x, same_x)
     assert (one["loss"] - loss_and_gradients(config)["loss"]).abs() > 1e-3
+    assert (x[:6] - x[6:]).abs().max() > 1e-3
 
 
 @forks
