@@ -91,8 +91,8 @@ def load_any(path: str | Path, labels: str | Path | None = None) -> Corpus:
     formats.print_notes(parts)
     splits = {name: Split(part) for name, part in parts.items()}
     dims = {m: next(iter(parts.values()))[key][0].shape[1] for m, key in FRAMES.items()}
-    named = formats.corpus_name(parts, path), formats.describe(parts, path)
-    return Corpus(*named, splits, dims, str(Path(path).resolve()), formats.fingerprint(parts))
+    name, what = formats.corpus_name(parts, path), formats.describe(parts, path)
+    return Corpus(name, what, splits, dims, str(Path(path).resolve()), formats.fingerprint(parts))
 
 
 # ── From the corpus to the model ──────────────────────────────────────────────────────────────────
@@ -100,7 +100,7 @@ def load_any(path: str | Path, labels: str | Path | None = None) -> Corpus:
 
 @dataclass
 class Standardizer:
-    """(x - mean) / std per column, by frames of the train split alone.
+    """Not in the paper: (x - mean) / std per column, from at most 2,000 segments of train.
 
     NaN and infinities are missing: the statistics ignore them, then they become 0, which is the
     mean. A constant column becomes 0 as well. No result is beyond 10^6 standard deviations.
@@ -116,9 +116,9 @@ class Standardizer:
         mean, std = {}, {}
         for m, key in FRAMES.items():
             frames = [split.frames(m, i) for i in rows]
-            count = sum(np.isfinite(finite(x)).sum(0) for x in frames)  # (d,)
-            mean[m] = sum(np.nansum(finite(x), 0) for x in frames) / np.maximum(count, 1)
-            square = sum(np.nansum((finite(x) - mean[m]) ** 2, 0) for x in frames)
+            count = sum(np.isfinite(nan_if_infinite(x)).sum(0) for x in frames)  # (d,)
+            mean[m] = sum(np.nansum(nan_if_infinite(x), 0) for x in frames) / np.maximum(count, 1)
+            square = sum(np.nansum((nan_if_infinite(x) - mean[m]) ** 2, 0) for x in frames)
             std[m] = np.sqrt(square / np.maximum(count, 1))
             std[m][std[m] <= 1e-9 * np.abs(mean[m])] = 0  # rounding errors of a constant column
             constant = np.count_nonzero(std[m] == 0)
@@ -131,7 +131,7 @@ class Standardizer:
         scale = np.zeros_like(self.std[m])
         with np.errstate(over="ignore", invalid="ignore"):
             np.divide(1, self.std[m], out=scale, where=self.std[m] > 0)
-            z = (finite(x) - self.mean[m]) * scale
+            z = (nan_if_infinite(x) - self.mean[m]) * scale
         return np.where(np.isnan(z), 0, np.clip(z, -1e6, 1e6)).astype(np.float32)
 
     def to_dict(self) -> dict[str, dict[str, list[float]]]:
@@ -150,7 +150,7 @@ class Standardizer:
         return result
 
 
-def finite(x: np.ndarray) -> np.ndarray:
+def nan_if_infinite(x: np.ndarray) -> np.ndarray:
     """x in float64, with NaN for every value that is infinite, also if only in float32."""
     x = np.asarray(x, np.float64)
     return np.where(np.abs(x) < 3e38, x, np.nan)
@@ -191,8 +191,8 @@ class Segments(torch.utils.data.Dataset):
     def __post_init__(self):
         self.tokens = [[]] * len(self)
         if "l" in self.modalities:
-            known = captions.checked_ids(self.split.token_ids, self.tokenizer)
-            self.tokens = known or encoders.tokenize(self.tokenizer, self.split.text)
+            token_ids = captions.checked_ids(self.split.token_ids, self.tokenizer)
+            self.tokens = token_ids or encoders.tokenize(self.tokenizer, self.split.text)
         names = self.split.video or []
         number = {name: k for k, name in enumerate(dict.fromkeys(names))}
         self.video = [number[name] for name in names] or [-1] * len(self)
@@ -221,15 +221,15 @@ class Segments(torch.utils.data.Dataset):
 
 
 def batches(video: list[int], size: int, whole_videos: bool, seed: Any = None) -> list[list[int]]:
-    """Divide N segments into batches of indices by first fit; each segment is in exactly one batch.
+    """Divide N segments into batches of at most `size` by first fit -> their indices.
 
     video: N int, equal within a video, negative if unknown
     whole_videos: divide no video, since Eq. 13 attends within it; a longer one is a batch alone
-    seed: shuffles the videos, or the segments; None keeps their order
+    seed: shuffles the videos, or the segments, before the fit; None does not
     """
     groups = defaultdict(list)
     for i, v in enumerate(video):
-        groups[v if whole_videos and v >= 0 else -1 - i].append(i)
+        groups[v if whole_videos and v >= 0 else -1 - i].append(i)  # -1 - i: a key of its own
     groups = list(groups.values())
     if seed is not None:
         groups = [groups[k] for k in np.random.default_rng(seed).permutation(len(groups))]
@@ -252,13 +252,13 @@ FILLERS = "um uh so well like basically actually honestly"
 
 def sentence(rng: np.random.Generator, sentiment: float) -> str:
     """Two to four clauses, each with a word whose grade is nearest to the sentiment plus noise."""
-    clauses = []
+    words = []
     for _ in range(rng.integers(2, 5)):
         noisy = sentiment + rng.normal(0, 0.2)
         nearest = min(GRADES, key=lambda grade: abs(grade - noisy))
-        clauses += [*rng.choice(FILLERS.split(), rng.integers(0, 2))]
-        clauses += ["the", rng.choice(NOUNS.split()), "was", rng.choice(GRADES[nearest].split())]
-    return " ".join(clauses)
+        words += [*rng.choice(FILLERS.split(), rng.integers(0, 2))]
+        words += ["the", rng.choice(NOUNS.split()), "was", rng.choice(GRADES[nearest].split())]
+    return " ".join(words)
 
 
 def signal(rng: np.random.Generator, direction: np.ndarray, sentiment: float) -> np.ndarray:

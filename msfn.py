@@ -12,9 +12,9 @@ Journal of Engineering Science Invention, DOI 10.35629/6734-12035360. Read this 
 Glossary (code, paper, meaning):
 
     m, k            m, k            a modality: "a" audio, "v" visual, "l" language; any names work
-    inputs[m]       X_m             raw features: (padded sequences, their true lengths)
-    B               N               segments in the batch (for the N of Eq. 13 see attention_mask)
-    T, d_m          –, d_m          longest length; width of a raw feature (D_m is a discriminator)
+    inputs[m]       X_m             (values, lengths): padded frames or tokens, and true lengths
+    B               N, M            segments in the batch (for the N of Eq. 13 see attention_mask)
+    T, d_m          –, d_m          longest sequence; features of a frame. The paper's X_m has no T
     d               d               width that all modalities share after the embedding
     x[m]            x_m             embedded segments, (B, d)
     h[m]            h_m             segments in the shared subspace, (B, d)
@@ -22,9 +22,9 @@ Glossary (code, paper, meaning):
     logits[m][k]    –               z with D_m(G_k(x_k)) = σ(z), (B,)
     y, prediction   y, ŷ            sentiment in [-3, 3], (B,)
 
-README.md trains on your own tensors in 15 lines. To copy a component, take its text and that of the
-functions it calls. `Paper:` / `Here:` / `Why:` say where the code differs from the paper. We had no
-Figures 1 and 2: the number and width of layers in LSTMs, G, D, E and f are our choice.
+README.md trains on your own tensors. To copy a component, take its text and that of the functions
+it calls. `Paper:` / `Here:` / `Why:` say where the code differs from the paper. We had no Figures 1
+and 2: layers, widths, activations, and the places of LayerNorm and dropout are our choice.
 """
 
 from dataclasses import dataclass, fields
@@ -39,10 +39,9 @@ from torch import Tensor, nn
 class LSTMs(nn.Module):
     """Eqs. 1, 2:  x_a = LSTMs(X_a; θ_a^lstm),  x_v = LSTMs(X_v; θ_v^lstm)
 
-    A Bi-LSTM, then a dense layer that takes "the LSTM end state": the forward direction's state at
-    the last true frame, beside the backward direction's at the first. The end state of an empty
-    sequence (no face, no speech) is 0. Each direction is an LSTM of its own that reads padded
-    sequences, since on a CPU the gradient of packed sequences takes time quadratic in T.
+    A Bi-LSTM, then a dense layer on "the LSTM end state": the forward state at the last true frame
+    and the backward state at the first. An empty sequence (no face, no speech) has end state 0. Two
+    nn.LSTMs over padded frames replace a packed one, whose CPU gradient takes time quadratic in T.
 
     X: (B, T, d_m) float, T ≥ 1, finite padding on the right; lengths: (B,) int64, each in 0..T
     -> (B, d) float. Raises IndexError for a length > T.
@@ -56,26 +55,26 @@ class LSTMs(nn.Module):
         self.dense = nn.Linear(2 * width, d)
 
     def forward(self, X: Tensor, lengths: Tensor) -> Tensor:
-        n = lengths.to(X.device, non_blocking=X.is_cuda)[:, None]  # (B, 1)
-        rows = torch.arange(len(X), device=X.device)[:, None]  # (B, 1)
+        n = lengths.to(X.device)[:, None]  # (B, 1)
+        segment = torch.arange(len(X), device=X.device)[:, None]  # (B, 1)
         steps = torch.arange(X.shape[1], device=X.device)  # (T,)
         last = (n - 1).clamp(min=0)
-        reverse = torch.where(steps < n, n - 1 - steps, steps)  # (B, T)
-        ahead = self.forward_lstm(X)[0][rows, last]  # (B, 1, width)
-        back = self.backward_lstm(X[rows, reverse])[0][rows, last]
-        end = torch.cat([ahead, back], dim=-1).squeeze(1) * (n > 0)  # (B, 2 width)
+        reversed_steps = torch.where(steps < n, n - 1 - steps, steps)  # (B, T): padding stays last
+        forward_end = self.forward_lstm(X)[0][segment, last]  # (B, 1, width)
+        backward_end = self.backward_lstm(X[segment, reversed_steps])[0][segment, last]
+        end = torch.cat([forward_end, backward_end], dim=-1).squeeze(1) * (n > 0)  # (B, 2 width)
         return self.dense(self.dropout(end))
 
 
 class BERTs(nn.Module):
     """Eq. 3:  x_l = BERTs(X_l; θ_l^bert)
 
-    Paper: a pre-trained BERT and a dense layer, without saying which of BERT's outputs that takes.
+    Paper: a dense layer on "the output layer of BERT", without saying which output.
     Here:  pooling "mean": the mean of the last layer over the true tokens; "cls": the first token.
     Why:   "cls" did not do better (experiments/README.md).
 
-    bert: an encoder of transformers, called with input_ids and attention_mask; its output has a
-    last_hidden_state (B, T, D). (train.py wraps it in plumbing/packing.py's `Packed`: faster.)
+    bert: a transformers encoder: bert(input_ids, attention_mask=…).last_hidden_state is (B, T, D)
+    and bert.config.hidden_size is D. (train.py packs sentences: plumbing/packing.py, for speed.)
     input_ids: (B, T) int64, T ≥ 1, padded on the right; lengths: (B,) int64, each in 0..T
     -> (B, d) float. Raises ValueError for another pooling.
     """
@@ -91,13 +90,12 @@ class BERTs(nn.Module):
     def forward(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
         steps = torch.arange(input_ids.shape[1], device=input_ids.device)  # (T,)
         lengths = lengths.to(input_ids.device, non_blocking=input_ids.is_cuda)
-        tokens = steps < lengths[:, None]  # (B, T)
-        first = steps == 0
-        # An empty sentence attends to its first padding, since a softmax over nothing is NaN.
+        tokens = steps < lengths.to(input_ids.device)[:, None]  # (B, T)
+        first = steps == 0  # an empty sentence attends to it: a softmax over nothing is NaN
         states = self.bert(input_ids, attention_mask=(tokens | first).long()).last_hidden_state
         weights = (tokens if self.pooling == "mean" else tokens & first).to(self.dense.weight.dtype)
-        mean = (states * weights[:, :, None]).sum(1) / weights.sum(1, keepdim=True).clamp(min=1)
-        return self.dense(self.dropout(mean))  # (B, D) -> (B, d)
+        pooled = (states * weights[:, :, None]).sum(1) / weights.sum(1, keepdim=True).clamp(min=1)
+        return self.dense(self.dropout(pooled))  # (B, D) -> (B, d)
 
 
 # ── 3.3, 3.3.1 Multimodal similarity learning, adversarial loss: Eqs. 4–8 ─────────────────────────
@@ -116,7 +114,7 @@ class Generator(nn.Sequential):
 class Discriminator(nn.Sequential):
     """D_m of Eqs. 5–7, before its sigmoid:  D_m(h) = σ(z)
 
-    It takes features of modality m for true, others for false. h: (B, d) float -> z: (B,) float
+    It judges features of modality m true, all others false. h: (B, d) float -> z: (B,) float
     """
 
     def __init__(self, d: int):
@@ -130,22 +128,22 @@ def minimax_loss(real: Tensor, fakes: list[Tensor], form: str = "literal") -> Te
     if the optimizer maximizes for the discriminators' parameters: see `MSFN.parameter_groups`.
 
     Paper: −log D_m(G_k(x_k)) for each other modality k.
-    Here:  form "literal" is the printed one; form "bounded" has log(1 − D_m(G_k(x_k))) instead.
+    Here:  form "literal", the default, as printed; form "bounded" has log(1 − D_m(G_k(x_k))).
     Why:   the printed value has no upper bound. With three modalities D_m wins it blindly: if every
            logit is −c, then L^a_m = −log σ(−c) ≈ c. The bounded value, a usual GAN's, is at most 0.
 
     real: (B_m,) logits z of D_m(G_m(x_m)) = σ(z); fakes: for each k ≠ m the (B_k,) logits of
-    D_m(G_k(x_k)) -> (), 0 if m or all others have no samples. Raises ValueError for another form.
+    D_m(G_k(x_k)) -> (), 0 if m or every k has no samples. Raises ValueError for another form.
     """
     if form not in ("literal", "bounded"):
         raise ValueError(f'form must be "literal" or "bounded", not {form!r}')
     fakes = [z for z in fakes if len(z) > 0]
     if len(real) == 0 or not fakes:
-        return real.sum() * 0
+        return real.sum() * 0  # with a graph, so that a backward pass works
     value = F.logsigmoid(real).mean()
-    for z in fakes:
-        # log(1 − σ(z)) = log σ(−z), which stays finite where 1 − σ(z) rounds to 0
-        value = value + (-F.logsigmoid(z) if form == "literal" else F.logsigmoid(-z)).mean()
+    for z in fakes:  # log(1 − σ(z)) = log σ(−z) stays finite where 1 − σ(z) rounds to 0
+        term = -F.logsigmoid(z) if form == "literal" else F.logsigmoid(-z)
+        value = value + term.mean()
     return value
 
 
@@ -164,7 +162,7 @@ def sentiment_classes(y: Tensor, kind: str = "seven") -> Tensor:
 
     Paper: says "class" without a definition; its labels are numbers in [−3, 3].
     Here:  "seven": −3 … 3, the classes of Acc-7 (round half to even); "sign": −1, 0, 1.
-    Why:   hardly two segments have the same label, so raw labels would leave hardly any positive.
+    Why:   neighbors such as 1.0 and 1.2 should not be negatives; MOSI's labels have 53 values.
 
     y: (B,) float -> (B,) int64. Raises ValueError for another kind.
     """
@@ -176,15 +174,14 @@ def sentiment_classes(y: Tensor, kind: str = "seven") -> Tensor:
 
 
 def triplet_loss(h: Tensor, y: Tensor, margin: float = 1.0, reduction: str = "mean") -> Tensor:
-    """Eq. 9:  L^d_m = Σ_{a,p,n : y_a = y_p ≠ y_n} [ d_{a,p} − d_{a,n} + δ ]₊,    p ≠ a
+    """Eq. 9:  L^d_m = Σ_{a,p,n : y_a = y_p ≠ y_n} ( d^m_{a,p} − d^m_{a,n} + δ )
 
-    d_{i,j} is the Euclidean distance. For B above about 256, experiments/triplets.py saves memory.
+    d^m_{i,j}: Euclidean distance of rows i and j. For B above 256 see experiments/triplets.py.
 
-    Paper: a sum, and δ without a value. Our copy lost the brackets of this equation: it shows no
-           hinge [·]₊, but a hinge may have been printed.
-    Here:  the hinge, with gradient 0 at 0; the mean over the valid triplets, or the sum; δ = 1.
-    Why:   the text wants the positive nearer "by a boundary value", as in FaceNet, reference 21;
-           without the hinge δ has no effect. The sum grows as B³: no β would fit two batch sizes.
+    Paper: a sum; δ has no value. Our copy, whose layout is damaged, shows no hinge.
+    Here:  the hinge max(·, 0); p ≠ a; the mean over the valid triplets, or the sum; δ = 1.
+    Why:   the text wants the positive nearer "by a boundary value", as FaceNet's triplet loss does;
+           without the hinge δ has no gradient. The sum grows as B³, so β would depend on B.
 
     h: (B, d) float, y: (B,) integer classes -> () float32 (float64 if h is), also under autocast; 0
     without a valid triplet. Raises ValueError for other shapes, float classes, another reduction.
@@ -231,7 +228,7 @@ def reconstruction_loss(
 
     Paper: the squared norm of an N × d matrix, a sum over segments and features.
     Here:  the mean over segments and features, or the sum.
-    Why:   the sum grows with B and d. With Table 1's γ = 0.2 it would drown L^task.
+    Why:   the sum grows with B and d, so γ would depend on both.
 
     The target x_m is trained too (Eqs. 1–3), so the loss also falls as x_m shrinks; a detached x
     prevents that. x[m], x_hat[m]: (B_m, d) float -> (). Raises ValueError for another reduction.
@@ -240,8 +237,8 @@ def reconstruction_loss(
         raise ValueError(f'reduction must be "mean" or "sum", not {reduction!r}')
     total = 0
     for m in x:
-        safe = reduction if len(x[m]) > 0 else "sum"  # the mean over no segment would be NaN
-        total = total + F.mse_loss(x_hat[m], x[m], reduction=safe)
+        kind = reduction if len(x[m]) > 0 else "sum"  # the mean of an empty batch would be NaN
+        total = total + F.mse_loss(x_hat[m], x[m], reduction=kind)
     return total / len(x)
 
 
@@ -268,7 +265,7 @@ class SelfAttention(nn.Module):
 def attention_mask(video: Tensor, over: str = "video") -> Tensor:
     """The segments over which Eq. 13's softmax runs: the N of its N × d matrices.
 
-    Paper: "the emotional state of a video clip", from "X … containing N segments": N rows of Q_m.
+    Paper: predicts "the emotional state of a video clip" from "N segments": Q_m has N rows.
     Here:  "video": the segments of the same video; "batch": all segments of the batch; "segment":
            the segment itself alone. A segment of an unknown video attends to itself alone.
     Why:   over the batch, a prediction depends on what else was drawn; over the segment, F_m = V_m.
@@ -276,20 +273,20 @@ def attention_mask(video: Tensor, over: str = "video") -> Tensor:
     video: (B,) int64, equal in a video, negative if unknown -> (B, B) bool. Raises ValueError for
     another reading.
     """
-    itself = torch.eye(len(video), dtype=torch.bool, device=video.device)
+    diagonal = torch.eye(len(video), dtype=torch.bool, device=video.device)
     if over == "video":
-        return itself | ((video[:, None] == video[None, :]) & (video[:, None] >= 0))
+        return diagonal | ((video[:, None] == video[None, :]) & (video[:, None] >= 0))
     if over == "batch":
-        return torch.ones_like(itself)
+        return torch.ones_like(diagonal)
     if over == "segment":
-        return itself
+        return diagonal
     raise ValueError(f'over must be "video", "batch" or "segment", not {over!r}')
 
 
 class FusionPredictor(nn.Sequential):
     """3.5:  ŷ = f(F; θ_f),  F = [F_a, F_v, F_l]        (f: "composed of fully connected layers")
 
-    ŷ is not squashed into [−3, 3]: Eq. 15 keeps it there, and a squashed ŷ never reaches ±3.
+    ŷ is not squashed into [−3, 3]: the paper names no output activation, and tanh never reaches ±3.
     F: (B, modalities · d) float -> (B,) float
     """
 
@@ -315,13 +312,13 @@ def task_loss(prediction: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
 # ── 3.6 Optimization: Eq. 16, and the model ───────────────────────────────────────────────────────
 @dataclass
 class MSFNConfig:
-    """Table 1's MOSI column, then what the paper leaves open. Raises ValueError for other words."""
+    """Table 1's MOSI column, then our switches. Raises ValueError for a value not listed."""
 
     d: int = 128  # width shared by all modalities
     alpha: float = 0.2  # α: weight of the adversarial loss L^a
     beta: float = 0.5  # β: weight of the distance loss L^d
     gamma: float = 0.2  # γ: weight of the reconstruction loss L^rl
-    dropout: float = 0.1  # of the generators and of f
+    dropout: float = 0.1  # of G and f; embeddings take their own
     adversarial: Literal["literal", "bounded"] = "literal"  # Eqs. 5–7: see minimax_loss
     triplet_features: Literal["h", "x"] = "h"  # Eq. 9: distances between h_m or between x_m
     margin: float = 1.0  # δ: margin of Eq. 9
@@ -359,7 +356,7 @@ class Losses(NamedTuple):
 
 
 def present(values: dict[str, Tensor], rows: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Of each modality's B rows, those in which it is present: (B_m, ...)"""
+    """Select the rows in which each modality is present: (B, …) -> (B_m, …)"""
     return {m: values[m][rows[m]] for m in rows}
 
 
@@ -386,29 +383,32 @@ class MSFN(nn.Module):
         """Eqs. 1–4, 11, 13, 14, ŷ, and the discriminators' logits of Eqs. 5–7.
 
         inputs[m]: (values, lengths), as m's embedding takes them; lengths: (B,) int64 on the CPU, 0
-        where m is absent. video: (B,) int64, equal within a video, negative if unknown; None: each
-        segment stands alone. Raises ValueError for other modalities than the model's.
+        where m is absent. video: (B,) int64, equal within a video, negative if unknown; None: all
+        unknown. Raises ValueError for other modalities than the model's.
         """
         if inputs.keys() != self.embeddings.keys():
             raise ValueError(f"inputs must be {[*self.embeddings]}, not {[*inputs]}")
-        x = {m: embed(*inputs[m]) for m, embed in self.embeddings.items()}
-        h = {m: self.generators[m](x[m]) for m in x}
-        logits = {m: {k: self.discriminators[m](h[k]) for k in h} for m in h}
-        x_hat = {m: self.decoders[m](h[m]) for m in h}
-        like, rows = next(iter(h.values())), {}
-        for m, (_, lengths) in inputs.items():  # non_blocking: else the copy waits for the GPU
-            rows[m] = lengths.nonzero()[:, 0].to(like.device, non_blocking=like.is_cuda)
+        device, x, rows = next(self.parameters()).device, {}, {}
+        move = {"device": device, "non_blocking": device.type == "cuda"}  # or a copy waits for it
+        for m, embed in self.embeddings.items():
+            values, lengths = inputs[m]
+            x[m] = embed(values, lengths.to(**move))  # Eqs. 1–3
+            rows[m] = lengths.nonzero()[:, 0].to(**move)
+        h = {m: self.generators[m](x[m]) for m in x}  # Eq. 4
+        logits = {m: {k: self.discriminators[m](h[k]) for k in h} for m in h}  # of Eqs. 5–7
+        x_hat = {m: self.decoders[m](h[m]) for m in h}  # Eq. 11
         if video is None:
-            video = like.new_full((len(like),), -1, dtype=torch.int64)
+            video = torch.full((len(values),), -1, device=device)
         mask = attention_mask(video, self.config.attention)
-        attended = torch.cat([self.attentions[m](h[m], mask) for m in h], dim=-1)
+        attended = torch.cat([self.attentions[m](h[m], mask) for m in h], dim=-1)  # Eqs. 13, 14: F
         return Output(self.predictor(attended), x, h, x_hat, logits, rows)
 
     def losses(self, output: Output, y: Tensor) -> Losses:
-        """Eqs. 5–10, 12, 15, and Eq. 16:  L = L^task + α L^a + β L^d + γ L^rl
+        """Eq. 16:  L = L^task + α L^a + β L^d + γ L^rl,  from Eqs. 5–10, 12, 15
 
-        A segment without modality m is no sample of m in Eqs. 5–12. If no segment has m, m counts 0
-        in Eqs. 8, 10 and 12, which still divide by the number of modalities. y: (B,) float
+        A segment without modality m is no sample of m in Eqs. 5–10 and 12; Eqs. 13–15 still use its
+        embedding, the dense layer's bias. If no segment has m, m counts 0 in Eqs. 8, 10 and 12,
+        which still divide by the number of modalities. y: (B,) float
         """
         c, rows = self.config, output.rows
         x, h, x_hat = (present(part, rows) for part in (output.x, output.h, output.x_hat))
@@ -416,15 +416,15 @@ class MSFN(nn.Module):
         classes = {m: sentiment_classes(y[rows[m]], c.classes) for m in rows}
         compared = h if c.triplet_features == "h" else x
         target = {m: x[m].detach() for m in x} if c.detach_target else x
-        task = task_loss(output.prediction, y, c.reduction)
-        adversarial = adversarial_loss(logits, c.adversarial)
-        distance = distance_loss(compared, classes, c.margin, c.reduction)
-        reconstruction = reconstruction_loss(target, x_hat, c.reduction)
+        task = task_loss(output.prediction, y, c.reduction)  # Eq. 15
+        adversarial = adversarial_loss(logits, c.adversarial)  # Eqs. 5–8
+        distance = distance_loss(compared, classes, c.margin, c.reduction)  # Eqs. 9, 10
+        reconstruction = reconstruction_loss(target, x_hat, c.reduction)  # Eq. 12
         total = task + c.alpha * adversarial + c.beta * distance + c.gamma * reconstruction
         return Losses(total, task, adversarial, distance, reconstruction)
 
     def parameter_groups(self) -> list[dict]:
-        """Eqs. 5–8 for one optimizer: discriminators ascend L (in it α L^a), all else descends."""
-        ascending = list(self.discriminators.parameters())
-        others = (p for n, p in self.named_parameters() if not n.startswith("discriminators."))
-        return [{"params": list(others)}, {"params": ascending, "maximize": True}]
+        """Eqs. 5–8 in one optimizer: the discriminators ascend L, everything else descends it."""
+        D = list(self.discriminators.parameters())
+        rest = [p for name, p in self.named_parameters() if not name.startswith("discriminators.")]
+        return [{"params": rest}, {"params": D, "maximize": True}]

@@ -471,6 +471,7 @@ def test_any_number_of_modalities_by_any_name(names):
         widths["gaze"] = 2
     model, new = built(names), [f"new {m}" for m in names]
     output = model(inputs)
+    close(model(dict(reversed(inputs.items()))).prediction, output.prediction)
     losses = model.losses(output, y)
     losses.total.backward()
     idle = () if len(names) > 1 else ("discriminators",)  # one modality plays no game

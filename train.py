@@ -6,10 +6,9 @@
     torchrun --nproc_per_node=2 -- train.py --dataset mosi      # two GPUs, or two processes
     python train.py --resume runs/synthetic-seed0               # after Ctrl-C or a crash
 
-The valid split's MAE alone chooses the epoch; the test split is read once, after that. After each
-epoch a line on the screen and in metrics.jsonl shows means over its batches: total, task,
-adversarial, distance, reconstruction (L and its terms in Eq. 16, unweighted), d_real, the mean of
-D_m(G_m(x_m)), and d_fake, the mean of D_m(G_k(x_k)), k ≠ m.
+The valid split's MAE alone chooses the epoch; the test split is evaluated once, after that. Each
+epoch has a line on the screen and in metrics.jsonl: means over the batches of L (total) and of its
+unweighted terms, of D_m(G_m(x_m)) (d_real) and of D_m(G_k(x_k)), k ≠ m (d_fake); valid metrics.
 """
 
 import math
@@ -47,7 +46,7 @@ HELP = {
     "data": {
         "dataset": "the data set, which also chooses the defaults",
         "data": "its file or folder; otherwise the one under data/, or else fetched",
-        "labels": "CSV with the text of a file that has none",
+        "labels": "CSV with the texts, for a file without them",
         "modalities": "a subset of avl; the others become empty sequences",
     },
     "model": {
@@ -55,7 +54,7 @@ HELP = {
         "bert": "encoder of Eq. 3: a folder, a name on the hub, or small (2 untrained layers)",
         "pooling": "Eq. 3: the mean over the tokens, or the first token",
         "lstm_width": "Eqs. 1, 2: width of each direction of the Bi-LSTM",
-        "dropout": "Drop: dropout rate",
+        "dropout": "Table 1's Drop: dropout rate",
         "attention": "Eq. 13: a segment attends to its video, to its batch, or to itself",
     },
     "losses": {
@@ -70,18 +69,18 @@ HELP = {
         "reduction": "Eqs. 9, 12, 15: the mean, or the sum, as printed",
     },
     "training": {
-        "learning_rate": "r: learning rate",
-        "bert_learning_rate": "of the encoder; otherwise r, as printed",
-        "batch_size": "segments in a batch",
+        "learning_rate": "Table 1's r: learning rate",
+        "bert_learning_rate": "learning rate of the encoder; otherwise r, as printed",
+        "batch_size": "segments in a batch at most; a longer video is a batch alone",
         "epochs": "epochs at most",
         "patience": "stop after this many epochs without a better valid MAE",
         "clip": "largest gradient norm of each side of the game",
-        "seed": "of weights, dropout and batches",
+        "seed": "seeds weights, dropout and batches",
         "amp": "number format of the forward pass; auto: bf16 on a GPU that computes in it",
         "device": "cpu, cuda, mps, or auto: an accelerator if there is one",
     },
     "run": {
-        "test": "do not read the test split, as in a search for hyper-parameters",
+        "test": "do not evaluate the test split, as in a search for hyper-parameters",
         "runs": "folder of all runs",
         "name": "folder of this run in it; otherwise data set and seed, numbered",
     },
@@ -92,7 +91,7 @@ RANGES = {
     "at least 0": (lambda w: w >= 0, "alpha beta gamma margin"),
     "at least 0 and below 1": (lambda p: 0 <= p < 1, "dropout"),
     "in 0 … 2**30 − 1": (lambda n: 0 <= n < 2**30, "seed"),
-    "letters of avl": (lambda m: m and set(m) <= set("avl"), "modalities"),
+    "letters of avl": (lambda m: set(m) <= set("avl"), "modalities"),
 }
 
 
@@ -100,7 +99,8 @@ RANGES = {
 class Config(MSFNConfig):
     """Everything that defines a run: Config(dataset="mosei", seed=1) has MOSEI's preset.
 
-    Raises UserError for an illegal value, TypeError for an unknown field.
+    Raises UserError for an illegal value (instead of MSFNConfig's ValueError), TypeError for an
+    unknown field.
     """
 
     dataset: Literal["mosi", "mosei", "synthetic"] = "mosi"
@@ -140,7 +140,7 @@ class Config(MSFNConfig):
 
 
 def parse(argv: list[str]) -> tuple[Config | None, str | None, dict]:
-    """-> the configuration; or None, the run to resume and its changes. Raises UserError."""
+    """-> (config, None, {}), or (None, run, changes) after --resume. Raises UserError."""
     return options.parse(Config, argv, __doc__, PRESETS, HELP)
 
 
@@ -150,14 +150,14 @@ def read_config(path: Path, changes: dict | None = None) -> Config:
         saved = vars(Config(**read_json(path / "config.json")))
     except (UserError, TypeError) as error:  # TypeError: other fields
         raise UserError(f"{path} is not the folder of a run: {error}") from None
-    return Config(**saved | (changes or {}))
+    return Config(**saved | (changes or {}))  # a bad change is not blamed on the folder
 
 
 # ── Preparation ───────────────────────────────────────────────────────────────────────────────────
 class Trainable(Protocol):
     """What a `build` returns, such as an MSFN: an nn.Module with these three methods."""
 
-    embeddings: nn.ModuleDict  # what torchrun's processes share the work of
+    embeddings: nn.ModuleDict  # torchrun's processes divide their work
 
     def __call__(self, inputs: dict, video: Tensor) -> NamedTuple: ...  # its prediction: (B,)
 
@@ -177,9 +177,9 @@ def build_msfn(config: Config, widths: dict[str, int], encoder: nn.Module) -> MS
 
 
 class Session:
-    """What a run works with. Raises UserError for what the user can fix.
+    """Data, model and optimizer of a run. Raises UserError for what the user can fix.
 
-    folder: the run to resume, which holds the encoder once an epoch is done
+    folder: the run to resume; its checkpoint, if it has one, holds the encoder's weights
     loaders: has `pretrained` and `rebuild`, as plumbing.encoders does
     """
 
@@ -199,8 +199,7 @@ class Session:
             loaded = loaders.rebuild(str(folder.encoder), self.device, config.amp)
         else:
             texts = [self.corpus[split].text for split in data.SPLITS]
-            settings = self.device, config.amp, config.pooling
-            loaded = loaders.pretrained(config.bert, texts, *settings)
+            loaded = loaders.pretrained(config.bert, texts, self.device, config.amp, config.pooling)
         self.encoder, self.tokenizer = loaded
         self.segments = {
             split: data.Segments(
@@ -213,19 +212,19 @@ class Session:
         self.optimizer = self.adam()
 
     def adam(self) -> torch.optim.Adam:
-        """Adam for both sides of the game; the encoder may have a learning rate of its own."""
+        """Adam (the paper names no optimizer) for both sides; the encoder may have its own rate."""
         rate, encoder = self.config.learning_rate, {id(p) for p in self.encoder.parameters()}
         groups = []
         for group in self.model.parameter_groups():
-            slow = [p for p in group["params"] if id(p) in encoder]
+            bert = [p for p in group["params"] if id(p) in encoder]
             rest = [p for p in group["params"] if id(p) not in encoder]
-            own = {"params": slow, "lr": self.config.bert_learning_rate or rate}
-            groups += [{**group, "params": rest}, {**group, **own}]
+            bert_group = {"params": bert, "lr": self.config.bert_learning_rate or rate}
+            groups += [{**group, "params": rest}, {**group, **bert_group}]
         return torch.optim.Adam(groups, rate, fused=self.device.type in ("cpu", "cuda"))
 
 
 def loader(segments: data.Segments, config: Config, epoch: int | None = None) -> DataLoader:
-    """The batches of an epoch, shuffled by (seed, epoch); without an epoch, in order."""
+    """The batches of an epoch, shuffled by (seed, epoch); without an epoch, unshuffled."""
     seed = None if epoch is None else (config.seed, epoch)
     plan = data.batches(segments.video, config.batch_size, config.attention == "video", seed)
     pinned = torch.cuda.is_available()
@@ -234,7 +233,7 @@ def loader(segments: data.Segments, config: Config, epoch: int | None = None) ->
 
 # ── A step, an epoch ──────────────────────────────────────────────────────────────────────────────
 def train_step(session: Session, batch: data.Batch) -> dict[str, Tensor]:
-    """One batch: forward, backward, and a step of each side -> the numbers to log."""
+    """Forward, backward, and one step, which moves both sides of the game -> the numbers to log."""
     batch = batch.to(session.device)
     with devices.autocast(session.config.amp, session.device):
         output = session.forward(batch.inputs, batch.video)
@@ -252,21 +251,24 @@ def train_step(session: Session, batch: data.Batch) -> dict[str, Tensor]:
 
 
 def discriminator_means(output: NamedTuple) -> dict[str, Tensor]:
-    """The means of D_m(G_m(x_m)) and of D_m(G_k(x_k)), k ≠ m; {} without two modalities."""
+    """The means of D_m(G_m(x_m)) and of D_m(G_k(x_k)), k ≠ m.
+
+    {} for fewer than two modalities, and for a model without discriminators
+    """
     logits = {m: present(z, output.rows) for m, z in getattr(output, "logits", {}).items()}
-    players = [m for m in logits if len(output.rows[m]) > 0]
-    if len(players) < 2:
+    names = [m for m in logits if len(output.rows[m]) > 0]
+    if len(names) < 2:
         return {}
-    real = torch.cat([logits[m][m] for m in players]).sigmoid().mean()
-    fake = torch.cat([logits[m][k] for m in players for k in players if k != m]).sigmoid().mean()
+    real = torch.cat([logits[m][m] for m in names]).sigmoid().mean()
+    fake = torch.cat([logits[m][k] for m in names for k in names if k != m]).sigmoid().mean()
     return {"d_real": real, "d_fake": fake}
 
 
 def train_epoch(session: Session, epoch: int) -> dict[str, float]:
     """-> the mean over the batches of each number that `train_step` logs.
 
-    All randomness comes from (seed, epoch), so that a resumed run draws the same numbers. Raises
-    UserError, naming the term and the segments, if a loss is not finite.
+    All randomness comes from (seed, epoch), so that a resumed run draws the same numbers. If a
+    loss was not finite, raises UserError that names the term and the segments.
     """
     session.model.train()
     torch.manual_seed(session.config.seed * 1_000_003 + epoch)
@@ -276,14 +278,13 @@ def train_epoch(session: Session, epoch: int) -> dict[str, float]:
         for name, value in train_step(session, batch).items():
             logged[name].append(value)
     logged = {name: torch.stack(values).cpu() for name, values in logged.items()}
-    for name in sorted(logged, key=lambda name: name == "total"):  # the terms say more than L
-        for number in (~logged[name].isfinite()).nonzero()[:1, 0].tolist():
-            rows = list(batches.batch_sampler)[number]
+    for name in sorted(logged, key=lambda name: name == "total"):  # last: a term names the cause
+        if bad := (~logged[name].isfinite()).nonzero()[:, 0].tolist():
+            rows = batches.batch_sampler[bad[0]]
             ids = " ".join(session.segments["train"].split.ids[i] for i in rows)
-            value = logged[name][number].item()
             raise UserError(
-                f"{name} is {value} in epoch {epoch}, segments {ids}: stopped, the last checkpoint "
-                "is kept; a smaller --learning-rate may help"
+                f"{name} is {logged[name][bad[0]]} in epoch {epoch}, segments {ids}: stopped, the "
+                "last checkpoint is kept; a smaller --learning-rate may help"
             )
     return {name: statistics.fmean(values.tolist()) for name, values in logged.items()}
 
@@ -316,26 +317,27 @@ def train(
     folder: the run to resume; None: a new one. build: makes the model. observe: its numbers are
     logged after each epoch. loaders: see Session. Raises UserError.
     """
-    started, session = time.perf_counter(), Session(config, build, folder, loaders)
+    run_began = time.perf_counter()
+    session = Session(config, build, folder, loaders)
     name = session.corpus.name
     if folder is None:
         folder = RunFolder.create(config.runs, config.name, f"{name}-seed{config.seed}")
-        parts = session.standardizer.to_dict(), session.encoder.config, session.tokenizer
-        folder.describe(*parts)
+        standardizer = session.standardizer.to_dict()
+        folder.describe(standardizer, session.encoder.config, session.tokenizer)
     print(summary(session), flush=True)
     best = {"epoch": -1, "valid": dict.fromkeys(COLUMNS, math.inf)}
-    start = {"epoch": 0, "best": best, "data": session.corpus.fingerprint}
-    progress = folder.load_checkpoint(session.model, session.optimizer, start)
-    folder.write_config(asdict(config) | {"data": session.corpus.path})  # of what resumes it next
-    first, best = progress["epoch"], progress["best"]
-    epoch = first
+    fresh = {"epoch": 0, "best": best, "data": session.corpus.fingerprint}
+    progress = folder.load_checkpoint(session.model, session.optimizer, fresh)
+    folder.write_config(asdict(config) | {"data": session.corpus.path})  # with --resume's changes
+    epoch = first_epoch = progress["epoch"]
+    best = progress["best"]
     while epoch < config.epochs and epoch - best["epoch"] <= config.patience:
-        began = time.perf_counter()
+        epoch_began = time.perf_counter()
         losses = train_epoch(session, epoch)
         valid = metrics(*predict(session, session.segments["valid"]))
         if not math.isfinite(valid["mae"]):
             raise UserError(f"valid MAE is {valid['mae']} after epoch {epoch}: stopped")
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - epoch_began
         entry = {"epoch": epoch, "seconds": seconds, "train": losses, "valid": valid}
         if observe:
             entry["observed"] = observe(session)
@@ -344,16 +346,17 @@ def train(
             best = {"epoch": epoch, "valid": valid}
             folder.keep_weights(session.model)
         epoch += 1
-        progress = {**start, "epoch": epoch, "best": best}
+        progress = {**fresh, "epoch": epoch, "best": best}
         folder.save_checkpoint(session.model, session.optimizer, progress)
-        print(epoch_line(entry, epoch == first + 1), flush=True)  # last, since a console can fail
+        line = epoch_line(entry, with_header=entry["epoch"] == first_epoch)
+        print(line, flush=True)  # last, since a console can fail
     folder.load_weights(session.model)
     results = {**best, "dataset": name, "seed": config.seed}
     if config.test:
         results["test"] = metrics(*predict(session, session.segments["test"]))
     folder.finish(results)
     show(results, folder)
-    print(f"{time.perf_counter() - started:.0f} seconds")
+    print(f"{time.perf_counter() - run_began:.0f} seconds")
     return results
 
 

@@ -159,7 +159,7 @@ def test_a_run_stopped_and_resumed_on_a_gpu_is_that_on_the_cpu(tmp_path, monkeyp
         config = quick(tmp_path, device=device, amp="off", epochs=2, batch_size=60, name=device)
         with Gpu():
             with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-                patch.setattr(train, "epoch_line", lambda *_: 1 // 0)
+                patch.setattr(train, "epoch_line", lambda *_, **__: 1 // 0)
                 train.train(config)
             train.main(["--resume", f"{tmp_path}/{device}"])
         lines = (tmp_path / device / "metrics.jsonl").read_text().splitlines()

@@ -64,7 +64,7 @@ def stopped(tmp_path_factory) -> Path:
     """The folder of a run that stopped after two epochs of three. Tests leave it as it is."""
     folder = tmp_path_factory.mktemp("stopped")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "epoch_line", lambda entry, _: 1 // (1 - entry["epoch"]))
+        patch.setattr(train, "epoch_line", lambda entry, **_: 1 // (1 - entry["epoch"]))
         with pytest.raises(ZeroDivisionError):
             train.train(quick(folder, name="run"))
     return folder / "run"
