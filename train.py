@@ -385,8 +385,8 @@ def main(
     loaders: Any = encoders,
 ) -> None:
     """Start a run, resume one, or show one that is finished. Raises UserError."""
-    processes.start()
     config, resumed, changes = parse(argv)
+    processes.start()
     if resumed is None:
         train(config, None, build, observe, loaders)
         return

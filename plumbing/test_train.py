@@ -17,7 +17,7 @@ import train
 
 def quick(folder="runs", **chosen):
     """README's synthetic run, cut short."""
-    chosen = {"epochs": 2, "d": 16, "lstm_width": 8, "runs": str(folder), **chosen}
+    chosen = {"epochs": 2, "d": 16, "lstm_width": 8, "device": "cpu", "runs": str(folder), **chosen}
     return train.Config(dataset="synthetic", **chosen)
 
 
