@@ -122,7 +122,7 @@ def main(argv: list[str]) -> None:
         return print(__doc__, "\nRows:", *ROWS, sep="\n    ")
     name, *typed = argv
     if name not in ROWS:
-        raise UserError(f"the first word must be one of {', '.join(ROWS)}, not {name}")
+        raise UserError(f"there is no row {name!r}; python -m experiments.rows lists the rows")
     row = ROWS[name]
     processes.start()
     if processes.world_size() > 1 and not row.is_msfn:

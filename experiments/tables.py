@@ -261,7 +261,7 @@ def main(argv: list[str]) -> None:
     if typed.random is not None and not search:
         own.error("--random belongs to the searches, rates and grid")
     if unknown := set(rows) - set(ROWS):
-        own.error(f"--rows: {unknown.pop()} is none of {', '.join(ROWS)}")
+        own.error(f"no row {unknown.pop()!r}; python -m experiments.rows lists the rows")
     if search:
         options = ["--epochs", "20", "--patience", "5", *options, "--no-test"]
     else:

@@ -514,16 +514,6 @@ def stop():
     raise Stop
 
 
-@pytest.fixture(scope="module")
-def few():
-    """The synthetic corpus, cut: 25 segments to train with are two batches of 12 and one of 1."""
-    corpus = data.synthetic()
-    for name, n in (("train", 25), ("valid", 6), ("test", 5)):
-        part = corpus[name].part
-        corpus.splits[name] = data.Split({k: v[:n] for k, v in part.items()}, generated=True)
-    return corpus
-
-
 @pytest.mark.parametrize("row", BASELINES)
 def test_same_seed_same_bits_and_resumed_is_uninterrupted(row, few, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(data, "load", lambda *_: few)
@@ -568,7 +558,7 @@ def test_static_rows_take_word_vectors(few, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     "row, typed, message",
     [
-        ("LMF", ["--d", "6"], "the first word must be one of MSFN"),
+        ("LMF", ["--d", "6"], "there is no row 'LMF'"),
         ("MISA (B)", ["--d", "7"], "--d must be even"),
         ("MISA (B)", [], "one process"),
     ],

@@ -22,7 +22,7 @@ from experiments.converging import (
     gradient_penalty,
     mean_cmd,
 )
-from experiments.test_baselines import close, few, normal, seeds  # noqa: F401
+from experiments.test_baselines import close, normal, seeds
 from experiments.triplets import triplet_loss_large
 from plumbing.runs import RunFolder
 
@@ -36,7 +36,7 @@ def quick(folder="runs", **chosen):
 
 
 @pytest.fixture(autouse=True)
-def small_corpus(few, monkeypatch):  # noqa: F811
+def small_corpus(few, monkeypatch):
     monkeypatch.setattr(data, "load", lambda *_: few)
 
 
