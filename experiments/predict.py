@@ -7,8 +7,8 @@
 
 A file gives predictions.csv, in RUN or where --output says, and where it has labels the metrics,
 also without each modality. One clip is a dict of raw_text, audio and vision, as feature extractors
-write it. One segment gives one number. It has no neighbors in a video, so Eq. 13 sees it alone. In
-Python:
+write it. One segment gives one number. It has no neighbors in a video, so Eq. 13 sees it alone. RUN
+is a run of MSFN, not of a baseline. In Python:
 
     from experiments.predict import load
     model = load("runs/NAME")
