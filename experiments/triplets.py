@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import plumbing
+from experiments import parser
 from experiments.benchmark import peak_memory
 from msfn import triplet_loss
 
@@ -54,17 +55,23 @@ def triplet_loss_large(
     return total if reduction == "sum" else total / valid
 
 
-def main(form: str, B: str) -> None:
+FORMS = {"cubic": triplet_loss, "counting": triplet_loss_large}
+
+
+def main(argv: list[str]) -> None:
     """Print seconds of forward and backward, the best of three, and peak memory, for d = 128."""
-    loss = {"cubic": triplet_loss, "counting": triplet_loss_large}[form]
+    own = parser(__doc__)
+    own.add_argument("form", choices=FORMS)
+    own.add_argument("B", type=int)
+    typed = own.parse_args(argv)
     before, seconds = peak_memory(torch.device("cpu")), []
-    h, y = torch.randn(int(B), 128, requires_grad=True), torch.randint(-3, 4, (int(B),))
+    h, y = torch.randn(typed.B, 128, requires_grad=True), torch.randint(-3, 4, (typed.B,))
     for _ in range(3):
         start = time.perf_counter()
-        loss(h, y).backward()
+        FORMS[typed.form](h, y).backward()
         seconds.append(time.perf_counter() - start)
     print(f"{min(seconds):.4f} s, {peak_memory(torch.device('cpu')) - before:.2f} GB")
 
 
 if __name__ == "__main__":
-    sys.exit(plumbing.run(main, *sys.argv[1:]))
+    sys.exit(plumbing.run(main, sys.argv[1:]))
