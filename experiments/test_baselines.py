@@ -459,7 +459,7 @@ def test_laws(row):
     silent = {n for n, g in grads.items() if g is None or g.abs().max() < 1e-12}
     silent = {n for n in silent if not n.endswith("key.bias")}  # softmax takes it away
     assert silent == UNMOVED.get(row, set())
-    # the optimiser has each of them once
+    # the optimizer has each of them once
     groups = [id(p) for group in model.parameter_groups() for p in group["params"]]
     assert sorted(groups) == sorted(map(id, model.parameters()))
     # a static row's vectors do not move
