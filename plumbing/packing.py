@@ -47,12 +47,13 @@ class Packed(nn.Module):
         others = sentence[:, None, :, None] != sentence[:, None, None, :]  # (R, 1, W, W)
         # Eager attention adds its mask, so a boolean one would hide nothing: -inf does in any.
         mask = torch.zeros_like(others, dtype=self.encoder.dtype).masked_fill(others, -torch.inf)
-        row, column = token_positions(sentence, position, input_ids.shape)
         states = self.encoder(
             input_ids[sentence, position], attention_mask=mask, position_ids=position
         ).last_hidden_state
-        states = states[row, column] * attention_mask[:, :, None].to(states.dtype)  # (B, T, D)
-        return SimpleNamespace(last_hidden_state=states)
+        # Padding slots (-1) write to an extra row that is dropped.
+        padded = states.new_zeros(len(lengths) + 1, input_ids.shape[1], states.shape[2])
+        padded = padded.index_put((sentence, position), states)[:-1]
+        return SimpleNamespace(last_hidden_state=padded)
 
 
 def pack(lengths: Tensor, row_length: int) -> tuple[Tensor, Tensor]:
@@ -68,17 +69,3 @@ def pack(lengths: Tensor, row_length: int) -> tuple[Tensor, Tensor]:
     positions = [torch.cat([torch.arange(n) for n in lengths[row].tolist()]) for row in rows]
     pad = nn.utils.rnn.pad_sequence
     return pad(sentences, True, -1), pad(positions, True, 0)
-
-
-def token_positions(sentence: Tensor, position: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
-    """Invert `pack`: the row and the column of each token, (B, T) int64 each, 0 for padding.
-
-    sentence, position: (R, W) int64; shape: (B, T)
-    """
-    rows, columns = (torch.arange(n, device=sentence.device) for n in sentence.shape)
-    indices = []
-    for values in (rows[:, None].expand_as(sentence), columns.expand_as(sentence)):
-        # Padding slots (-1) write to an extra row that is dropped.
-        table = sentence.new_zeros(shape[0] + 1, shape[1])
-        indices.append(table.index_put((sentence, position), values)[:-1])
-    return indices[0], indices[1]

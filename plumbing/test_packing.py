@@ -1,18 +1,15 @@
 """Packing only rearranges tokens: each appears once, and the encoder computes the same states."""
 
-import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import BertConfig, BertModel
 
-from plumbing.packing import Packed, first_fit, pack, token_positions
+from plumbing.packing import Packed, first_fit, pack
 
-exact = settings(max_examples=60)
 lengths_lists = st.lists(st.integers(1, 9), min_size=1, max_size=7)
 
 
-@exact
 @given(st.lists(st.integers(1, 12)), st.integers(1, 10))
 def test_first_fit_laws(sizes: list[int], capacity: int):
     """Each item once, in order, in the first bin that fits; only one too large overflows a bin."""
@@ -27,10 +24,8 @@ def test_first_fit_laws(sizes: list[int], capacity: int):
     assert first_fit([], capacity) == []
 
 
-@exact
 @given(lengths_lists, st.integers(1, 20))
 def test_rows_hold_whole_sentences_and_every_token_once(lengths: list[int], row_length: int):
-    """And `token_positions` finds each token where `pack` put it."""
     sentence, position = pack(torch.tensor(lengths), row_length)
     rows = [
         [(i, t) for i, t in zip(s, p, strict=True) if i >= 0]
@@ -41,15 +36,8 @@ def test_rows_hold_whole_sentences_and_every_token_once(lengths: list[int], row_
     for row in rows:
         whole = [(i, t) for i in dict.fromkeys(i for i, _ in row) for t in range(lengths[i])]
         assert row == whole
-    assert sentence.shape == position.shape
     assert sentence.shape[1] <= max(row_length, *lengths)
     assert ((sentence >= 0) | (position == 0)).all()
-    shape = torch.Size([len(lengths), max(lengths)])
-    row, column = token_positions(sentence, position, shape)
-    for i, n in enumerate(lengths):
-        assert sentence[row[i, :n], column[i, :n]].tolist() == [i] * n
-        assert position[row[i, :n], column[i, :n]].tolist() == list(range(n))
-        assert (row[i, n:] == 0).all() and (column[i, n:] == 0).all()
 
 
 def tiny_bert(attention: str) -> BertModel:
@@ -60,23 +48,19 @@ def tiny_bert(attention: str) -> BertModel:
     return BertModel(config, add_pooling_layer=False).double().eval()
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@exact
-@given(lengths_lists, st.integers(1, 20), st.integers(0, 3), st.integers(0, 2**31 - 1))
+@given(st.sampled_from(["sdpa", "eager"]), lengths_lists, st.integers(1, 20), st.integers(0, 3))
 def test_packed_is_the_plain_encoder(
-    attention: str, lengths: list[int], row_length: int, extra: int, seed: int
+    attention: str, lengths: list[int], row_length: int, extra: int
 ):
     """States and gradients are those of each sentence alone; ids in the padding change nothing."""
     encoder, n = tiny_bert(attention), torch.tensor(lengths)
     T = max(lengths) + extra
-    random = torch.Generator().manual_seed(seed)
-    ids = torch.randint(0, 50, (len(lengths), T), generator=random)
-    weight = torch.randn(len(lengths), T, 8, generator=random, dtype=torch.float64)
+    ids = torch.randint(0, 50, (len(lengths), T))
+    weight = torch.randn(len(lengths), T, 8, dtype=torch.float64)
     mask = (torch.arange(T) < n[:, None]).long()
     alone = torch.zeros_like(weight)
     for i, length in enumerate(lengths):
-        one = {"input_ids": ids[i : i + 1, :length], "attention_mask": mask[i : i + 1, :length]}
-        alone[i, :length] = encoder(**one).last_hidden_state[0]
+        alone[i, :length] = encoder(ids[i : i + 1, :length]).last_hidden_state[0]
     packed = Packed(encoder, row_length)
     states = packed(input_ids=ids, attention_mask=mask).last_hidden_state
     other_padding = packed(ids.masked_fill(mask == 0, 7), mask).last_hidden_state
