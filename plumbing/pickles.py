@@ -12,7 +12,6 @@ file. Byte strings of 256 bytes or more are views into the file and take no memo
 
 import math
 import mmap
-import os
 import pickle
 import pickletools
 import re
@@ -57,24 +56,11 @@ def read(path: str | Path) -> Any:
     keys of dicts are text. Raises UserError for any other content and for any other file.
     """
     with explained(f"{path} cannot be read"), open(regular(path), "rb") as file:
-        if os.path.getsize(path) == 0:
-            raise UserError(f"{path} is empty: 0 bytes")
-        machine = Machine(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    if sentence := container(str(path), machine.map[:500]):
+        source = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    if sentence := container(str(path), source[:500]):
         raise UserError(sentence)
     with explained(f"{path} is damaged or no pickle of data"):
-        try:
-            return Unfolding(1000 + len(machine.view)).value(machine.load())
-        except RecursionError:
-            raise ValueError("its values are nested too deeply") from None
-        except ForeignObject as error:
-            library = str(error).partition(".")[0]
-            what = f"{path} holds objects of {library}, not plain data"
-            raise UserError(what + advice(str(path), OBJECTS[library])) from None
-
-
-class ForeignObject(Exception):
-    """The pickle holds an object of a library that `OBJECTS` knows; its argument is the class."""
+        return Unfolding(1000 + len(source)).value(Machine(path, source).load())
 
 
 @dataclass(eq=False, slots=True)
@@ -88,38 +74,20 @@ class Call:
     price: int = 0
 
 
-class Memo(dict):
-    """Values that a pickle numbers to use them again."""
-
-    __slots__ = ()
-
-    def __setitem__(self, index: int, value: Any) -> None:
-        if not 0 <= index < READS:  # large integers can be chosen to collide
-            raise ValueError(f"it numbers a value {index:,}")
-        super().__setitem__(index, value)
-
-
 class TextDict(dict):
-    """A dict whose keys are text, or bytes, which `Unfolding` turns into text."""
+    """A dict whose keys are text, each once; bytes are decoded."""
 
     __slots__ = ()
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        if isinstance(key, Call):  # how protocols 0-2 spell bytes
-            key = key.args[0] if key.function == "encode" and key.args else key
-        if not isinstance(key, str | bytes):
+        if isinstance(key, Call) and key.function == "encode" and key.args:
+            key = key.args[0]  # how protocols 0-2 spell bytes
+        key = key.decode("utf-8") if isinstance(key, bytes) else key
+        if not isinstance(key, str):
             raise TypeError("it has a key that is not text")
+        if key in self:
+            raise ValueError(f"it has the key {key} twice")
         super().__setitem__(key, value)
-
-
-class Dispatch(dict):
-    """The machine's functions by opcode; any other opcode is rejected."""
-
-    def __missing__(self, code: int) -> None:
-        opcode = pickletools.code2op.get(chr(code))
-        if opcode is None:
-            raise ValueError(f"its byte {code:#x} is no opcode")
-        raise ValueError(f"it asks for {opcode.name}, which data do not need: nothing was run")
 
 
 class Machine(pickle._Unpickler):
@@ -128,16 +96,10 @@ class Machine(pickle._Unpickler):
     It checks every length before it uses it. `dispatch` has one function per opcode.
     """
 
-    dispatch = Dispatch(
-        (opcode, function)
-        for opcode, function in pickle._Unpickler.dispatch.items()
-        if pickletools.code2op[chr(opcode)].name in ALLOWED.split()
-    )
-
-    def __init__(self, source: mmap.mmap):
+    def __init__(self, path: str | Path, source: mmap.mmap):
         super().__init__(self, encoding="latin1")  # it reads by `read` and `readline`
-        self.map, self.view, self.position, self.reads = source, memoryview(source), 0, 0
-        self.memo = Memo()
+        self.path, self.map, self.view = path, source, memoryview(source)
+        self.position = self.reads = 0
 
     def read(self, n: int) -> bytes:
         """The next n bytes, copied."""
@@ -168,9 +130,15 @@ class Machine(pickle._Unpickler):
         known = name.replace("numpy._core", "numpy.core").replace("__builtin__", "builtins")
         if known in NAMES:
             return Call(NAMES[known])
-        if name.partition(".")[0] in OBJECTS:
-            raise ForeignObject(name)
+        library = name.partition(".")[0]
+        if library in OBJECTS:
+            what = f"{self.path} holds objects of {library}, not plain data"
+            raise UserError(what + advice(str(self.path), OBJECTS[library]))
         raise ValueError(f"it asks for {name}, which data do not need: nothing was run")
+
+    def load_other(self) -> None:
+        code = self.map[self.position - 1 : self.position].decode("latin1")
+        raise ValueError(f"its opcode {code!r} is not for data: nothing was run")
 
     def load_reduce(self) -> None:
         """Record a call; a new OrderedDict() or defaultdict(type) is a dict."""
@@ -187,6 +155,13 @@ class Machine(pickle._Unpickler):
             raise TypeError("it gives a state to a value without one: nothing was run")
         self.stack[-1].state = state
 
+    def load_put(self) -> None:
+        """Number a value; large integers could be chosen to collide as keys of the memo."""
+        index = int(self.readline())
+        if not 0 <= index < READS:
+            raise ValueError(f"it numbers a value {index:,}")
+        self.memo[index] = self.stack[-1]
+
     def load_dict(self) -> None:
         """A dict of the values since the last mark: key, value, key, value, ..."""
         items = self.pop_mark()
@@ -199,10 +174,17 @@ class Machine(pickle._Unpickler):
         n = int.from_bytes(self.read(size), "little")
         self.append(self.read(n) if n < MAP_FROM else self.slice(n))
 
+    dispatch = dict.fromkeys(range(256), load_other)
+    dispatch |= {
+        opcode: function
+        for opcode, function in pickle._Unpickler.dispatch.items()
+        if pickletools.code2op[chr(opcode)].name in ALLOWED.split()
+    }
     dispatch |= {
         pickle.REDUCE[0]: load_reduce,
         pickle.BUILD[0]: load_build,
         pickle.DICT[0]: load_dict,
+        pickle.PUT[0]: load_put,
         pickle.EMPTY_DICT[0]: lambda self: self.append(TextDict()),
         pickle.BINBYTES[0]: lambda self: self.load_bytes(4),
         pickle.BINBYTES8[0]: lambda self: self.load_bytes(8),
@@ -212,7 +194,7 @@ class Machine(pickle._Unpickler):
 
 
 class Unfolding:
-    """Turns what `parse` returned into plain values. Each use of a value is paid for from `budget`.
+    """Turns what the machine built into plain values. Each use of a value is paid from a budget.
 
     A value costs 1, and 1 more for each 8 bytes that it has, whenever it is met. So a value that
     is stored once and used everywhere exhausts the budget, and an array costs less than its bytes.
@@ -241,20 +223,10 @@ class Unfolding:
         if isinstance(node, tuple):
             return tuple([self.value(item) for item in node])
         if isinstance(node, dict):
-            return self.with_text_keys(node)
+            return {self.value(key): self.value(item) for key, item in node.items()}
         if isinstance(node, Call):
             return self.result(node)
         return node
-
-    def with_text_keys(self, node: dict) -> dict:
-        result = {}
-        for key, item in node.items():
-            text = self.value(key)
-            text = text.decode("utf-8") if isinstance(text, bytes) else text
-            if text in result:
-                raise ValueError(f"it has the key {text} twice, as text and as bytes")
-            result[text] = self.value(item)
-        return result
 
     def result(self, call: Call) -> Any:
         """The value of a call. An array is made once, and paid for as often as it is used."""
@@ -287,15 +259,14 @@ class Unfolding:
                 ordered = TextDict()
                 for key, item in pairs:
                     ordered[key] = item
-                return self.with_text_keys(ordered)
+                return ordered
         raise ValueError(f"it calls {call.function} with arguments that make neither data nor text")
 
     def array(self, raw: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
         """An array over `raw`, not copied; an array of objects takes its items from a list only."""
-        if not isinstance(dtype, np.dtype) or not isinstance(shape, tuple) or len(shape) > 4:
-            raise ValueError("it has an array without type or shape")
-        if not all(type(n) is int and n >= 0 for n in shape):
-            raise ValueError("it has an array whose shape is not of integers")
+        sizes = shape if isinstance(shape, tuple) and len(shape) <= 4 else (None,)
+        if not isinstance(dtype, np.dtype) or not all(type(n) is int and n >= 0 for n in sizes):
+            raise ValueError("it has an array without a type, or without a shape of integers")
         self.pay(math.prod(max(n, 1) for n in shape) * dtype.itemsize // 8)  # zeros cost, too
         n = math.prod(shape)
         if dtype.kind == "O":
@@ -309,8 +280,10 @@ class Unfolding:
         if not isinstance(raw, bytes | memoryview) or len(raw) != n * dtype.itemsize:
             raise ValueError(f"it has an array of {n:,} values and not the bytes for them")
         x = np.ndarray(shape, dtype, raw, order=order)
-        if dtype.kind == "U":
-            check_unicode(x)
+        if dtype.kind == "U":  # numpy makes strings of code points that do not exist
+            codes = np.frombuffer(x.tobytes(), dtype.byteorder + "u4")
+            if ((codes > 0x10FFFF) | ((codes >= 0xD800) & (codes < 0xE000))).any():
+                raise ValueError("it has text that is not Unicode")
         return x
 
 
@@ -323,10 +296,3 @@ def data_type(kind: str, state: Any) -> np.dtype:
     if not re.fullmatch(r"[biufUSO][1-9][0-9]{0,6}", kind) or order not in ("<", ">", "=", "|"):
         raise ValueError("it has an array of neither numbers nor text")
     return np.dtype(order + kind)
-
-
-def check_unicode(x: np.ndarray) -> None:
-    """Reject code points that do not exist: numpy makes strings of them that crash tokenizers."""
-    codes = np.ndarray((x.size, x.itemsize // 4), x.dtype.byteorder + "u4", x.tobytes())
-    if ((codes > 0x10FFFF) | ((codes >= 0xD800) & (codes < 0xE000))).any():
-        raise ValueError("it has text that is not Unicode")

@@ -120,7 +120,7 @@ def test_numpy_1_and_python_2(tmp_path: Path):
 
 
 COMMANDS = {
-    b"": "is empty",
+    b"": "empty file",
     b"\n<!DOCTYPE html><html>": "web page",
     b"version https://git-lfs.github.com/spec/v1\noid": "LFS pointer.*Run: git lfs pull",
     b"PK\x03\x04...": "zip.*: unzip",
@@ -246,11 +246,12 @@ FORBIDDEN |= {"DUP", "POP", "POP_MARK"}
 
 def test_the_machine_has_no_opcode_that_makes_objects(tmp_path: Path):
     opcodes = {opcode.name: opcode.code.encode("latin1") for opcode in pickletools.opcodes}
-    known = {pickletools.code2op[chr(code)].name for code in pickles.Machine.dispatch}
+    run = {code: f for code, f in pickles.Machine.dispatch.items() if f.__name__ != "load_other"}
+    known = {pickletools.code2op[chr(code)].name for code in run}
     assert known == set(opcodes) - FORBIDDEN
     for name in FORBIDDEN:
         content = b"cnumpy\nndarray\n)}" + opcodes[name] + b"1\n1\n."
-        with pytest.raises(UserError, match=f"asks for {name}, .*nothing was run"):
+        with pytest.raises(UserError, match="its opcode .* is not for data: nothing was run"):
             pickles.read(write(tmp_path / "f", content))
 
 
