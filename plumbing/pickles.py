@@ -24,10 +24,10 @@ import numpy as np
 from plumbing import UserError, explained, printable, regular
 from plumbing.containers import OBJECTS, advice, container
 
-READS = 20_000_000  # in one file: MOSEI in MISA's form has about 4 million opcodes
-STACK = 1_000_000  # values on the stack: picklers collect 1,000 at a time
+STACK = 100_000  # values on the stack: picklers collect 1,000 at a time
 COPY_LIMIT = 1 << 30  # bytes that one opcode may copy: a damaged length must not fill the memory
 MAP_FROM = 256  # bytes; longer byte strings are views into the file, shorter ones are copied
+KINDS = r"[biufUSO][1-9][0-9]{0,6}"  # numpy's types of data: no fields, no dates
 NAMES = {  # all that a pickle may name; numpy._core is numpy.core, __builtin__ is builtins
     "numpy.ndarray": "ndarray",
     "numpy.dtype": "dtype",
@@ -99,12 +99,11 @@ class Machine(pickle._Unpickler):
     def __init__(self, path: str | Path, source: mmap.mmap):
         super().__init__(self, encoding="latin1")  # it reads by `read` and `readline`
         self.path, self.map, self.view = path, source, memoryview(source)
-        self.position = self.reads = 0
+        self.position = 0
 
     def read(self, n: int) -> bytes:
         """The next n bytes, copied."""
-        self.reads += 1
-        if self.reads > READS or len(self.stack) > STACK:
+        if len(self.stack) > STACK:
             raise ValueError("it has too many values")
         if n > COPY_LIMIT:
             raise ValueError(f"it asks for {n:,} bytes at once at byte {self.position:,}")
@@ -158,7 +157,7 @@ class Machine(pickle._Unpickler):
     def load_put(self) -> None:
         """Number a value; large integers could be chosen to collide as keys of the memo."""
         index = int(self.readline())
-        if not 0 <= index < READS:
+        if not 0 <= index < 1 << 32:
             raise ValueError(f"it numbers a value {index:,}")
         self.memo[index] = self.stack[-1]
 
@@ -252,7 +251,11 @@ class Unfolding:
             case "bytes", ():
                 return b""
             case "dtype", (str() as kind, *_):
-                return data_type(kind, self.value(call.state))
+                # Both are checked before numpy parses them: "O,i1" would be a struct with pointers.
+                match self.value(call.state):
+                    case (_, "<" | ">" | "=" | "|" as order, *_) if re.fullmatch(KINDS, kind):
+                        return np.dtype(order + kind)
+                raise ValueError("it has an array of neither numbers nor text")
             case "dict", (dict() as items,):  # a Counter
                 return items
             case "dict", (list() as pairs,):  # an OrderedDict of Python 2
@@ -285,14 +288,3 @@ class Unfolding:
             if ((codes > 0x10FFFF) | ((codes >= 0xD800) & (codes < 0xE000))).any():
                 raise ValueError("it has text that is not Unicode")
         return x
-
-
-def data_type(kind: str, state: Any) -> np.dtype:
-    """numpy's dtype of "f4" and of a state that has the byte order second; no fields, no dates.
-
-    Both are checked before numpy parses them: "O,i1" would be a struct with pointers.
-    """
-    order = state[1] if isinstance(state, tuple) and len(state) > 1 else "|"
-    if not re.fullmatch(r"[biufUSO][1-9][0-9]{0,6}", kind) or order not in ("<", ">", "=", "|"):
-        raise ValueError("it has an array of neither numbers nor text")
-    return np.dtype(order + kind)
