@@ -24,8 +24,8 @@ Rows = dict[tuple[str, str], tuple[str, float]]
 def beside(path: str | Path) -> Path | None:
     """The first *label*.csv in the folder of a data file, or in the data folder itself."""
     folder = Path(path) if os.path.isdir(path) else Path(path).parent
-    names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
-    return next((folder / n for n in names if re.fullmatch(r"(?i).*label.*\.csv", n)), None)
+    tables = sorted(file for file in folder.glob("[!.]*") if file.suffix.lower() == ".csv")
+    return next((table for table in tables if "label" in table.stem.lower()), None)
 
 
 def add(parts: dict[str, dict[str, Any]], path: str | Path, table: str | Path) -> None:
@@ -50,9 +50,6 @@ def decoded(raw: bytes) -> tuple[str, str]:
     """A table's text and encoding: UTF-8, UTF-16, GB18030 (Chinese Excel) or cp1252 (Western)."""
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return raw.decode("utf-16"), "UTF-16"
-    if b"\0" in raw[:2]:
-        encoding = "utf-16-be" if raw[0] == 0 else "utf-16-le"
-        return raw.decode(encoding), "UTF-16"
     try:
         return raw.decode("utf-8-sig"), "UTF-8"
     except UnicodeDecodeError:
@@ -80,28 +77,21 @@ def rows_of(text: str) -> Rows:
     if None in wanted:
         raise ValueError(f"no column {NEEDED[wanted.index(None)]} {columns}")
     rows = {}
-    for cells in reader:
-        line = f"line {reader.line_num}"
-        if not "".join(cells).strip():
-            continue
-        if len(cells) <= max(wanted) or "".join(cells[len(names) :]).strip():
-            raise ValueError(f"{line} has {len(cells)} cells {columns}")
-        video, clip, words, label = (cells[i].strip() for i in wanted)
-        entry = words, number(label.replace(",", "."), f"{line}, label") if label else math.nan
-        key = video, str(int(clip)) if clip.isdecimal() else clip
-        if rows.setdefault(key, entry) != entry:
-            raise ValueError(f"{line}: clip {clip} of {video} appears twice")
-        start = cells[index["start"]] if index.get("start", len(cells)) < len(cells) else ""
-        if start:  # MOSI has clips of length 0, which start with the next one: the last counts
-            rows[video, f"{number(start, f'{line}, start'):.1f}"] = entry
-    return rows
-
-
-def number(text: str, where: str) -> float:
     try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"{where}: {text!r} is not a number") from None
+        for cells in filter(any, reader):
+            if len(cells) < len(names) or any(cells[len(names) :]):
+                raise ValueError(f"it has {len(cells)} cells")
+            video, clip, words, label = (cells[i].strip() for i in wanted)
+            entry = words, float(label.replace(",", ".") or math.nan)
+            key = video, str(int(clip)) if clip.isdecimal() else clip
+            if rows.setdefault(key, entry) != entry:
+                raise ValueError(f"clip {clip} of {video} appears twice")
+            start = cells[index["start"]].strip() if "start" in index else ""
+            if start:  # MOSI has clips of length 0, which start with the next one: the last counts
+                rows[video, f"{float(start):.1f}"] = entry
+    except ValueError as error:
+        raise ValueError(f"line {reader.line_num}: {error} {columns}") from error
+    return rows
 
 
 def texts(rows: Rows, part: dict[str, Any]) -> list[str]:
@@ -152,14 +142,11 @@ def token_ids_of(part: dict[str, Any], where: str) -> list[list[int]]:
     token_ids = []
     for i, value in enumerate(part["text_bert"]):
         x = np.asarray(value)
-        if x.dtype.kind not in "biuf" or x.ndim != 2 or len(x) != 3:
-            raise UserError(f"{where}, key 'text_bert': segment {i} is not ids, mask and types")
-        ids = x[0][x[1] > 0].astype(np.float64)
-        if not ((ids >= 0) & (ids < 1 << 31) & (ids % 1 == 0)).all():
-            raise UserError(
-                f"{where}, key 'text_bert': segment {i} has ids that are not whole numbers"
-            )
-        token_ids.append(ids.astype(int).tolist())
+        is_three = x.dtype.kind in "biuf" and x.ndim == 2 and len(x) == 3
+        if not is_three or not ((x >= 0) & (x < 1 << 31) & (x % 1 == 0)).all():
+            what = f"segment {i} is not ids, mask and types, all whole numbers"
+            raise UserError(f"{where}, key 'text_bert': {what}")
+        token_ids.append(x[0][x[1] > 0].astype(int).tolist())
     return token_ids
 
 

@@ -23,7 +23,6 @@ import hashlib
 import itertools
 import math
 import os
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +32,12 @@ from plumbing import UserError, captions, explained, pickles, printable
 
 SPELLED = {"train": "train", "valid": "valid", "dev": "valid", "val": "valid", "test": "test"}
 FRAMES = {"a": "audio", "v": "vision"}  # modalities that are frames: the key of each in the files
-LABELS = ("regression_labels", "labels")  # MMSA's, MulT's
-WIDTHS = {  # MOSI's 5 and 20 are selections of them (CMU-MultimodalSDK, issue 172): columns
-    5: "5 of COVAREP's 74",  # 1, 3, 6, 25, 60
-    20: "20 of FACET's 47",  # 0, 2, 5, 10-12, 14, 17, 20-22, 24, 25, 29-32, 36, 37, 40
-    35: "FACET 4.2's 35",
-    47: "FACET 4.1's 47",
-    74: "COVAREP's 74",
-}
+LABELS = ("regression_labels", "labels")  # MMSA's, MulT's; a file with both is MMSA's
 CORPORA = {  # segments and videos in the published versions, at least and at most
     "mosi": ((2_195, 2_199), (93, 93)),
     "mosei": ((22_400, 23_500), (3_000, 4_000)),
 }
+TEXTS = ("raw_text", "text_bert")
 TEXT = (str, bytes, memoryview)  # of a pickle; memoryview: long bytes
 Parts = dict[str, dict[str, Any]]
 
@@ -77,9 +70,8 @@ def read(path: str | Path, labels: str | Path | None = None) -> Parts:
         captions.add(silent, path, table)
     elif labels:
         print(f"note: the file has its own text, so {printable(str(labels))} is not read")
-    for name, part in parts.items():
-        part["token_ids"] = None
-        if "raw_text" not in part:
+    else:
+        for name, part in silent.items():
             part["token_ids"] = captions.token_ids_of(part, f"{path}, split {name!r}")
             part["raw_text"] = [""] * len(part["id"])
     for key in FRAMES.values():
@@ -96,17 +88,16 @@ def splits_of(path: str | Path) -> dict[str, Any]:
             raise UserError(f"{path} is a folder without train.pkl, dev.pkl and test.pkl")
     else:
         content = pickles.read(path)
-    is_dict = isinstance(content, dict)
-    names = [name for name in SPELLED if is_dict and name in content]
-    if len(names) != len({SPELLED[name] for name in names}):
-        twice = " and ".join(name for name in names if SPELLED[name] == "valid")
-        raise UserError(f"{path} has {twice}: which of them is the valid split?")
-    one_split = {*FRAMES.values(), "raw_text", "text_bert"}
-    if isinstance(content, list) or (is_dict and not names and one_split & set(content)):
+    keys = set(content) if isinstance(content, dict) else set()
+    names = [name for name in SPELLED if name in keys]
+    if isinstance(content, list) or (not names and keys & {*FRAMES.values(), *TEXTS}):
         return {"test": content}
     if not names:
-        keys = list(content)[:9] if is_dict else type(content).__name__
-        raise UserError(f"{path} has no splits train, valid and test: {printable(str(keys))}")
+        what = printable(str(sorted(keys) or type(content).__name__))
+        raise UserError(f"{path} has no splits train, valid and test: {what}")
+    valid = [name for name in names if SPELLED[name] == "valid"]
+    if len(valid) > 1:
+        raise UserError(f"{path} has {' and '.join(valid)}: which of them is the valid split?")
     return {SPELLED[name]: content[name] for name in names}
 
 
@@ -129,25 +120,26 @@ def checked(part: dict[str, Any], where: str) -> dict[str, Any]:
 
     Text, audio and vision may still be absent.
     """
-    if set(LABELS) <= set(part):
-        raise UserError(f"{where} has {' and '.join(LABELS)}: which of them is the sentiment?")
     label = next((key for key in LABELS if key in part), None)
     lengths = {key: f"{key}_lengths" for key in FRAMES.values()}
-    known = (*LABELS, *lengths, *lengths.values(), "id", "raw_text", "text_bert")
-    part = of_one_clip(part, known)
-    keys = [key for key in known if key in part]
-    for key in keys:
-        if not isinstance(part[key], np.ndarray | list | tuple):  # a string has a length, too
+    known = (*LABELS, *lengths, *lengths.values(), "id", *TEXTS)
+    if isinstance(part.get("raw_text"), TEXT):  # one clip is a split of one segment
+        part = part | {key: [part[key]] for key in known if key in part}
+    sizes = {}
+    for key in known:
+        if isinstance(part.get(key), np.ndarray | list | tuple):
+            sizes[key] = len(part[key])
+        elif key in part:  # a string has a length, too
             raise UserError(f"{where}, key {key!r}: a {type(part[key]).__name__}, not N values")
-    sizes = {key: len(part[key]) for key in keys}
     n = max(sizes.values(), default=0)
     if set(sizes.values()) != {n} or n == 0:
         raise UserError(f"{where}: every key needs the same N, at least 1, but they have {sizes}")
-    result = {"id": [f"segment {i}" for i in range(n)], "video": None, "notes": []}
+    result = {"video": None, "token_ids": None, "notes": []}
     if "id" in part:
         result["id"] = [id_of(value) for value in part["id"]]
         result["video"] = [captions.video_and_clip(id)[0] for id in result["id"]]
     else:
+        result["id"] = [f"segment {i}" for i in range(n)]
         result["notes"].append("no ids, so Eq. 13 knows no videos: each segment is alone")
     if "raw_text" in part:
         result["raw_text"] = texts_of(part["raw_text"], f"{where}, key 'raw_text'")
@@ -166,31 +158,17 @@ def checked(part: dict[str, Any], where: str) -> dict[str, Any]:
     return part | result
 
 
-def of_one_clip(part: dict[str, Any], known: tuple[str, ...]) -> dict[str, Any]:
-    """The dict of a single clip, as a split of one segment; a split as it is."""
-    text, ids = part.get("raw_text"), part.get("text_bert")
-    is_one = (
-        isinstance(ids, np.ndarray) and ids.ndim == 2 if text is None else isinstance(text, TEXT)
-    )
-    if is_one and isinstance(part.get("id", ""), (*TEXT, int)):
-        part = part | {key: [part[key]] for key in known if key in part}
-    return part
-
-
 def numbers(values: Any, where: str, sizes: tuple[int, ...]) -> np.ndarray:
     """(N, k) float64 of N numbers, or of N arrays of k numbers, k in `sizes`; None becomes NaN."""
     rows = []
     for i, value in enumerate(values):
         row = np.asarray(math.nan if value is None else value)
-        if row.dtype.kind not in "biuf":
-            raise UserError(f"{where}: segment {i} has no number, but a {type(value).__name__}")
-        if row.size not in sizes:
-            needed = " or ".join(map(str, sizes))
-            raise UserError(f"{where}: segment {i} has {row.size} numbers, not {needed}")
-        rows.append(row.ravel().astype(np.float64))
-    if len({len(row) for row in rows}) > 1:
-        raise UserError(f"{where}: some segments have one number, others seven")
-    return np.array(rows)
+        if row.dtype.kind not in "biuf" or row.size not in sizes:
+            what = f"segment {i} has the shape {row.shape} and the type {row.dtype}"
+            raise UserError(f"{where}: {what}, not {' or '.join(map(str, sizes))} numbers")
+        sizes = (row.size,)  # of every segment
+        rows.append(row.ravel())
+    return np.array(rows, np.float64)
 
 
 def reduce_labels(parts: Parts, path: str | Path) -> None:
@@ -219,11 +197,11 @@ def frames_of(x: Any, where: str) -> np.ndarray | list[np.ndarray]:
         return x if x.ndim == 3 else x[:, None]
     segments = []
     for i, value in enumerate(x):
-        frames = np.atleast_2d(np.asarray(value))
-        if not isinstance(value, np.ndarray | list | tuple) or frames.dtype.kind not in "biuf":
-            raise UserError(f"{where}: segment {i} is not an array of numbers")
-        if np.ndim(value) == 0 or frames.ndim != 2 or frames.shape[1] == 0:
-            raise UserError(f"{where}: segment {i} has the shape {np.shape(value)}, not (T, d)")
+        frames = np.asarray(None if isinstance(value, memoryview) else value)
+        frames = frames[None] if frames.ndim == 1 else frames
+        if frames.dtype.kind not in "biuf" or frames.ndim != 2 or frames.shape[1] == 0:
+            what = f"segment {i} has the shape {frames.shape} and the type {frames.dtype}"
+            raise UserError(f"{where}: {what}, not numbers (T, d)")
         segments.append(frames)
     return segments
 
@@ -249,9 +227,8 @@ def texts_of(values: Any, where: str) -> list[str]:
     texts = []
     for i, value in enumerate(values):
         with explained(f"{where}: segment {i} is not text"):
-            if isinstance(value, list | tuple | np.ndarray):
-                value = " ".join([text_of(word) for word in value])
-            texts.append(text_of(value))
+            words = value if isinstance(value, list | tuple | np.ndarray) else [value]
+            texts.append(" ".join([text_of(word) for word in words]))
     return texts
 
 
@@ -291,8 +268,7 @@ def without_padding(x: np.ndarray, n: float) -> np.ndarray:
 
 def print_notes(parts: Parts) -> None:
     """What is odd but can be trained."""
-    notes = Counter(note for part in parts.values() for note in part["notes"])
-    for note in notes:
+    for note in dict.fromkeys(note for part in parts.values() for note in part["notes"]):
         names = [name for name, part in parts.items() if note in part["notes"]]
         print(f"note: {', '.join(names)}: {note}")
     for a, b in itertools.combinations(parts, 2):
@@ -317,18 +293,13 @@ def describe(parts: Parts, path: str | Path) -> str:
     sizes = [len(part["id"]) for part in parts.values()]
     name = corpus_name(parts, path)
     name = name.upper() if name in CORPORA else "data that are neither MOSI nor MOSEI as a whole"
-    steps = {tuple(len(part[key][0]) for key in FRAMES.values()) for part in parts.values()}
-    kind = "aligned" if all(audio == vision for audio, vision in steps) else "unaligned"
-    kind = "utterance-level" if steps == {(1, 1)} else kind
-    what = f"{printable(str(path))}: {kind} {name}, {' / '.join(f'{n:,}' for n in sizes)} segments"
+    what = f"{printable(str(path))}: {name}, {' / '.join(f'{n:,}' for n in sizes)} segments"
     what += f" ({' / '.join(parts)})"
     part = next(iter(parts.values()))
     for key in FRAMES.values():
-        step = max(sizes[0] // 50, 1)
-        some = zip(part[key][::step], part[f"{key}_lengths"][::step], strict=True)
-        if any(len(without_padding(x, n)) for x, n in some):
-            d = part[key][0].shape[1]
-            what += f", {WIDTHS.get(d, d)} columns of {key}"
+        padded = zip(part[key], part[f"{key}_lengths"], strict=True)
+        if any(len(without_padding(x, n)) for x, n in padded):
+            what += f", {part[key][0].shape[1]} columns of {key}"
         else:
             what += f", no {key}"
     return what
@@ -348,7 +319,7 @@ def fingerprint(parts: Parts) -> str:
 
 
 def survey(parts: Parts, path: str | Path) -> None:
-    """Print a summary, what is odd, and per split the keys, labels, lengths and missing values."""
+    """Print a summary, what is odd, and for each split its keys, labels and lengths."""
     print(describe(parts, path))
     print_notes(parts)
     for name, part in parts.items():
@@ -357,14 +328,9 @@ def survey(parts: Parts, path: str | Path) -> None:
             size = getattr(x, "shape", len(x) if hasattr(x, "__len__") else "")
             print(f"    {printable(key):22} {size} {getattr(x, 'dtype', type(x).__name__)}")
         labels = part["regression_labels"]
-        classes = sorted(Counter(np.rint(labels[np.isfinite(labels)]).astype(int).tolist()).items())
-        print("    labels, rounded:", ", ".join(f"{y:+d}: {n:,}" for y, n in classes) or "none")
+        labels = labels[np.isfinite(labels)]
+        print(f"    {len(labels):,} labels, {min(labels, default=0)} to {max(labels, default=0)}")
         for key in FRAMES.values():
             padded = zip(part[key], part[f"{key}_lengths"], strict=True)
-            frames = [without_padding(x, n) for x, n in padded]
-            steps = sorted(len(x) for x in frames)
-            spread = f"{steps[0]} to {steps[-1]} frames, median {steps[len(steps) // 2]}"
-            print(f"    {key}: {spread}, {steps.count(0):,} segments empty", end=";")
-            for what, test in (("NaN", np.isnan), ("-inf", np.isneginf), ("+inf", np.isposinf)):
-                print(f" {sum(np.count_nonzero(test(x)) for x in frames):,} {what}", end="")
-            print()
+            steps = [len(without_padding(x, n)) for x, n in padded]
+            print(f"    {key}: {min(steps)} to {max(steps)} frames, {steps.count(0):,} empty")

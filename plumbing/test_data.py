@@ -181,12 +181,11 @@ def test_synthetic_data_are_like_real_ones(capsys):
 
 def test_the_command_explains(tmp_path: Path, capsys, monkeypatch):
     content = mmsa()
-    content["train"]["audio"][1, 0, 0] = -np.inf
     content["test"]["id"] = content["train"]["id"]
     path = write(tmp_path / "f", content)
     monkeypatch.setattr(sys, "argv", ["data.py", str(path)])
     assert run(data.main) == 0
     said = capsys.readouterr().out
-    for words in ("(6, 4, 3) float32", "6 segments, 2 videos", "1 -inf", "0 to 4 frames", "LEAK"):
+    for words in ("(6, 4, 3) float32", "6 segments, 2 videos", "0 to 4 frames", "LEAK"):
         assert words in said, words
     assert "3 columns of audio, 2 columns of vision" in said.splitlines()[0]  # the summary

@@ -121,23 +121,19 @@ def test_mult_takes_its_text_from_a_csv(tmp_path: Path, capsys, ids: np.ndarray,
     assert f"train, valid, test: the text comes from {table}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("actual", (True, False))
 @pytest.mark.parametrize("folder", (True, False))
-def test_misa(tmp_path: Path, folder: bool, actual: bool):
-    parts = {s: misa_split(k, actual) for k, s in enumerate(("train", "dev", "test"))}
+def test_misa(tmp_path: Path, folder: bool):
+    """Words are a list, or one string, or stand last."""
+    parts = {s: misa_split(k, s == "test") for k, s in enumerate(("train", "dev", "test"))}
+    parts["train"] = [(("so good", *x[1:]), label, id) for x, label, id in parts["train"]]
     path = tmp_path if folder else write(tmp_path / "f", parts)
     for name, part in parts.items():
         write(tmp_path / f"{name}.pkl", part)
     corpus = data.load("mosi", path)
     assert corpus.dims == {"a": 74, "v": 47} and corpus["valid"].video[3] == "v1"
-    assert corpus["valid"].text[2] == "SENTENCE NUMBER 2"
+    assert [corpus[s].text[2] for s in data.SPLITS] == ["so good", *["SENTENCE NUMBER 2"] * 2]
     np.testing.assert_allclose(corpus["valid"].y, [label.item() for _, label, _ in parts["dev"]])
     assert lengths_of(corpus["valid"], "a") == [3] * 6
-
-
-def test_words_given_as_one_string_are_a_sentence(tmp_path: Path):
-    part = [(("so good", *x[1:]), label, id) for x, label, id in misa_split()]
-    assert read_part(tmp_path, part)["raw_text"] == ["so good"] * 6
 
 
 def test_utterance_vectors_are_one_frame_each(tmp_path: Path):
@@ -213,36 +209,30 @@ CLIP = {"raw_text": "so GOOD", "audio": np.ones((7, 3)), "vision": np.ones((5, 2
     "content",
     [
         {"test": mmsa_split()},
-        {"test": {k: v for k, v in mmsa_split().items() if k != "regression_labels"}},
-        {"test": mmsa_split() | {"regression_labels": [None, 1, 2.5, math.nan, -3, 0]}},
-        {"test": misa_split()},
+        {k: v for k, v in mmsa_split().items() if k != "regression_labels"},
+        mmsa_split() | {"regression_labels": [None, 1, 2.5, math.nan, -3, 0]},
         misa_split(),
-        mmsa_split(),
-        CLIP,
         CLIP | {"regression_labels": 1.5, "id": "v$_$1", "audio_lengths": 6, "vision": np.ones(2)},
         {"test": CLIP},
     ],
 )
 def test_files_for_prediction(tmp_path: Path, content: dict):
     """A test split alone, or one split or clip without a name; y is NaN where there is no label."""
-    path = write(tmp_path / "my clips.pkl", content)
-    corpus = data.load_any(path)
+    corpus = data.load_any(write(tmp_path / "my clips.pkl", content))
     split = corpus["test"]
     assert corpus.name == "my clips" and set(corpus.splits) == {"test"}
-    segments = data.Segments(
-        split, encoders.word_tokenizer(split.text, 64), data.Standardizer.fit(split)
-    )
+    tokenizer, scale = encoders.word_tokenizer(split.text, 64), data.Standardizer.fit(split)
+    segments = data.Segments(split, tokenizer, scale)
     assert len(segments.collate([segments[i] for i in range(len(segments))]).y) == len(split)
     part = content.get("test", content) if isinstance(content, dict) else content
     labels = part.get("regression_labels") if isinstance(part, dict) else [y for _, y, _ in part]
     labels = np.full(len(split), np.nan) if labels is None else np.array(labels, float).ravel()
     np.testing.assert_allclose(split.y, labels)
     if len(split) == 1:
-        assert split.text == ["so GOOD"] and lengths_of(split, "a")[0] == part.get(
-            "audio_lengths", 7
-        )
+        assert split.text == ["so GOOD"]
+        assert lengths_of(split, "a")[0] == part.get("audio_lengths", 7)
     with pytest.raises(UserError, match="no split 'train', only test"):
-        data.load("mosi", path)
+        data.load("mosi", tmp_path / "my clips.pkl")
 
 
 # ── Which corpus ──────────────────────────────────────────────────────────────────────────────────
@@ -290,10 +280,7 @@ SILENT = mult_split() | {"labels": Y.reshape(6, 1, 1)}
 
 def texts(tmp_path: Path, table: str | bytes, **changes: Any) -> list[str]:
     table = table if isinstance(table, bytes) else table.encode()
-    path, table = (
-        write(tmp_path / "f", {"train": SILENT | changes}),
-        write(tmp_path / "l.csv", table),
-    )
+    path, table = write(tmp_path / "f", {"train": SILENT | changes}), write(tmp_path / "l", table)
     return formats.read(path, table)["train"]["raw_text"]
 
 
@@ -302,7 +289,6 @@ def texts(tmp_path: Path, table: str | bytes, **changes: Any) -> list[str]:
     [
         (TABLE.encode("utf-8-sig"), "text 5"),
         (TABLE.encode("utf-16"), "text 5"),
-        (TABLE.encode("utf-16-le"), "text 5"),
         (TABLE.replace("text ", "电影很好 ").encode("gb18030"), "电影很好 5"),
         (TABLE.replace("text ", "it’s a café ").encode("cp1252"), "it’s a café 5"),
         (TABLE.replace("text ", "电影，é ").encode(), "电影，é 5"),
@@ -311,20 +297,14 @@ def texts(tmp_path: Path, table: str | bytes, **changes: Any) -> list[str]:
         (TABLE.replace(HEADER, " Video ID , CLIP_ID,Text,Label\n"), "text 5"),
         (TABLE.replace("\n", ",\r\n"), "text 5"),
         (
-            TABLE.replace(HEADER, "mode,label,text,clip_id,video_id\n").replace(
-                "v0,0,text 0,1.2", "x,1.2,text 0,00,v0"
-            ),
-            None,
+            TABLE.replace(HEADER, f"x,{HEADER}").replace("\nv", "\n,v").replace(",3,", ",03,"),
+            "text 5",
         ),
         (TABLE + "w,9,no label,\n\n , , , \n", "text 5"),
         (TABLE.replace("text 5,1.8", '"so, ""good""\n5",'), 'so, "good"\n5'),
     ],
 )
-def test_tables_that_are_read(tmp_path: Path, table: str | bytes, text: str | None):
-    if text is None:
-        columns = [line.split(",") for line in TABLE.splitlines()[1:]]
-        rows = [f"x,{y},{text},0{clip},{video}" for video, clip, text, y in columns]
-        table, text = "\n".join([table.partition("\n")[0], *rows]), "text 5"
+def test_tables_that_are_read(tmp_path: Path, table: str | bytes, text: str):
     assert texts(tmp_path, table)[5] == text
 
 
@@ -334,14 +314,10 @@ COLUMNS = "columns needed: video_id, clip_id, text, label; found: "
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        (
-            "no,such,columns\n1,2,3\n",
-            f"l.csv cannot be read.*no column video_id .{COLUMNS}no, such",
-        ),
-        ("", "no column video_id"),
-        (HEADER + "v,1\n", f"line 2 has 2 cells .{COLUMNS}"),
-        (TABLE + "v,9,so, good,1\n", f"line 8 has 5 cells .{COLUMNS}"),
-        (TABLE + "v,9,so,good\n", "line 8, label: 'good' is not a number"),
+        ("no,such,columns\n1,2,3\n", f"l cannot be read.*no column video_id .{COLUMNS}no, such"),
+        (HEADER + "v,1\n", f"line 2: it has 2 cells .{COLUMNS}"),
+        (TABLE + "v,9,so, good,1\n", f"line 8: it has 5 cells .{COLUMNS}"),
+        (TABLE + "v,9,so,good\n", "line 8: could not convert string to float: 'good'"),
         (TABLE + "v0,0,other,1.2\n", "line 8: clip 0 of v0 appears twice"),
         (TABLE.replace("v1,4", "w1,4"), r"1 segments have no row, such as v1\[4\]"),
         (HEADER + "w,0,so,1\n", r"6 segments have no row, such as v0\[0\]"),
@@ -444,48 +420,32 @@ FRAMES = [np.ones((2, 3))] * 5
         (mmsa() | {"dev": mmsa_split()}, "has valid and dev: which of them"),
         ({"train": mmsa_split(), "test": mmsa_split()}, "no split 'valid', only train, test"),
         (mmsa() | {"train": mmsa_split(0)}, r"split 'train'.*at least 1.*'audio': 0"),
-        (mmsa() | {"train": []}, "split 'train'.*at least 1"),
         (mmsa() | {"train": 3}, "split 'train' does not have the form of any known family"),
-        (mmsa() | {"test": [((1, 2), 3)]}, "split 'test' does not have the form"),
         (without("audio"), "split 'valid' has no key 'audio', only .*raw_text"),
         (without("regression_labels"), "split 'valid' has no label of segment 0"),
         (without("raw_text"), "split 'valid' has no text: name a CSV of video_id, clip_id"),
-        (broken(labels=[0.0] * 6), "regression_labels and labels: which of them"),
         (broken(vision=np.zeros((5, 4, 2))), r"split 'valid'.*same N.*'vision': 5"),
-        (broken(audio_lengths=[1]), r"same N.*'audio_lengths': 1"),
         (broken(audio_lengths="123456"), "key 'audio_lengths': a str, not N values"),
-        (broken(audio_lengths=["1"] * 6), "segment 0 has no number, but a str"),
+        (broken(audio_lengths=["1"] * 6), r"segment 0 has .* type <U1, not 1 numbers"),
         (broken(regression_labels=LABELS), "split 'valid' has no label of segment 2"),
         (broken(regression_labels=LABELS - 8), r"segment 0 has -8.0, outside \[-3, 3\]"),
-        (broken(regression_labels=LABELS - math.inf), r"segment 0 has -inf, outside \[-3, 3\]"),
-        (broken(regression_labels=["a"] * 6), "segment 0 has no number, but a str"),
-        (broken(regression_labels=np.zeros((6, 50))), "segment 0 has 50 numbers, not 1 or 7"),
-        (broken(regression_labels=[0.0] * 5 + [[0.0] * 7]), "some segments have one number"),
-        (broken(raw_text="abcdef"), "key 'raw_text': a str, not N values"),
+        (broken(regression_labels=LABELS - math.inf), r"segment 0 has -inf, outside"),
+        (broken(regression_labels=np.zeros((6, 50))), r"segment 0 .*\(50,\).*, not 1 or 7 numbers"),
+        (broken(regression_labels=[0.0] * 5 + [[0.0] * 7]), r"segment 5 .*\(7,\).*, not 1 numbers"),
         (broken(raw_text=["a"] * 5 + [None]), "segment 5 is not text: .*NoneType"),
-        (broken(raw_text=["a"] * 5 + [2.5]), "segment 5 is not text: .*float"),
-        (broken(raw_text=[["a"]] * 5 + [["a", None]]), "segment 5 is not text: .*NoneType"),
+        (broken(raw_text=[["a"]] * 5 + [["a", 2.5]]), "segment 5 is not text: .*float"),
         (broken(raw_text=[b"a"] * 5 + [b"\xff"]), "segment 5 is not text"),
         (broken(id=["a"] * 5 + [b"\xff\xff"]), "split 'valid'.*utf-8"),
-        (broken(id=["a"] * 5 + [None]), "split 'valid'.*NoneType"),
         (broken(id=["a"] * 5 + [("a", "b")]), "neither text nor a row"),
-        (broken(audio=[1.0] * 6), r"key 'audio': segment 0 is not an array of numbers"),
         (
-            broken(audio=np.full((6, 4, 3), "x")),
-            "key 'audio': segment 0 is not an array of numbers",
+            broken(audio=[1.0] * 6),
+            r"'audio': segment 0 has the shape \(\) .*, not numbers \(T, d\)",
         ),
-        (broken(audio=objects(*FRAMES, None)), "key 'audio': segment 5 is not an array of numbers"),
-        (broken(audio=objects(*FRAMES, np.array([["a"]]))), "segment 5 is not an array of numbers"),
-        (
-            broken(audio=np.zeros((6, 4, 3, 1))),
-            r"segment 0 has the shape \(4, 3, 1\), not \(T, d\)",
-        ),
+        (broken(audio=np.full((6, 4, 3), "x")), r"segment 0 has the shape \(4, 3\) .* type <U1"),
+        (broken(audio=objects(*FRAMES, None)), "segment 5 has .* type object"),
+        (broken(audio=np.zeros((6, 4, 3, 1))), r"segment 0 has the shape \(4, 3, 1\)"),
         (broken(audio=np.zeros((6, 4, 0))), r"segment 0 has the shape \(4, 0\)"),
-        (
-            broken(audio=[*FRAMES, np.ones((2, 7))]),
-            r"number of columns of 'audio' differs.*\[3, 7\]",
-        ),
-        (broken(audio=np.zeros((6, 4, 7))), r"number of columns of 'audio' differs.*\[3, 7\]"),
+        (broken(audio=[*FRAMES, np.ones((2, 7))]), r"columns of 'audio' differs.*\[3, 7\]"),
     ],
 )
 def test_each_fault_has_its_own_sentence(tmp_path: Path, content: Any, message: str):
@@ -502,14 +462,10 @@ def test_what_is_odd_is_printed_and_trained(tmp_path: Path, capsys):
     del content["valid"]["id"]
     corpus = data.load("mosi", write(tmp_path / "f", content), tmp_path / "l.csv")  # is not read
     out = capsys.readouterr().out
-    for words in (
-        "train: 6 of 6 texts are empty",
-        "LEAK: 2 videos are in train and",
-        "valid: no ids",
-        "has its own text, so",
-    ):
+    for words in ("train: 6 of 6 texts are empty", "LEAK: 2 videos are in train and",
+                  "valid: no ids", "has its own text, so"):  # fmt: skip
         assert words in out, words
-    assert "3 columns of audio, no vision" in corpus.description  # and not 20 of FACET's 47
+    assert "3 columns of audio, no vision" in corpus.description
 
 
 def test_the_fingerprint_follows_the_content(tmp_path: Path):
@@ -585,13 +541,9 @@ def test_real_files_and_labels():
     part = formats.read(MOSI / "mosi_word_valid229.pkl")["valid"]
     split, (table, _) = data.Split(part), captions.read_table(MOSI / "mosi_label.csv")
     assert np.mean(lengths_of(split, "a")) == pytest.approx(11, abs=0.5)
-    assert max(lengths_of(split, "v")) == 44
     spoken, letters = captions.texts(table, part), str.maketrans("", "", " .,'?!-")
     pairs = zip(spoken, split.text, strict=True)
     pairs = [[text.lower().translate(letters) for text in pair] for pair in pairs]
     assert np.mean([a == b for a, b in pairs]) > 0.8
-    clips = [captions.video_and_clip(id) for id in split.ids]
-    shifted = [f"{video}[{int(clip) - 1}]" for video, clip in clips]  # MISA's count from 0
-    assert captions.texts(table, part | {"id": shifted}) == spoken
     corpus = data.load("mosi", MOSI / "mosi_std_text_audio.pkl")
     assert corpus.name == "mosi" and corpus["train"].y.shape == (1284,)
