@@ -2,7 +2,6 @@
 
 import io
 import json
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
@@ -35,6 +34,7 @@ SMALL_TOKENS = 64  # its longest text
 LONGEST = 512  # tokens of a text, even if the encoder could take more
 UNKNOWN = 0.6  # a run starts with at most this share of unknown tokens
 EXAMPLES = ["good", "the movie was not that good"]  # checked beside the texts of the run
+NO_FOLDER = 'it is a file, not a folder; experiments.rows "LMF (static)" takes word vectors'
 CPU = torch.device("cpu")
 LOCAL = {"trust_remote_code": False, "local_files_only": True}
 
@@ -62,7 +62,7 @@ def pretrained(
     """
     with explained(f"--bert {name} cannot be used"):
         if Path(name).is_file():
-            raise ValueError(kind_of(name))
+            raise ValueError(NO_FOLDER)
         source, tokenizer, missing = small(texts[0]) if name == SMALL else read(fetch.encoder(name))
         weights = {key: weight.contiguous() for key, weight in source.state_dict().items()}
         # A run trains what it can rebuild: an encoder made from the files that it will save.
@@ -158,16 +158,6 @@ def read_tokenizer(folder: str) -> PreTrainedTokenizerBase:
         raise ValueError(f"its tokenizer cannot be read: {why}") from error
 
 
-def kind_of(file: str) -> str:
-    """What a file looks like that was given as an encoder, and what to do."""
-    with open(file, encoding="utf-8", errors="replace") as lines:
-        first = lines.readline(20_000)
-    if re.fullmatch(r"\S+( -?\d\S*)+\s*", first):  # a word, or fastText's count, and numbers
-        start = 'python -m experiments.baselines "LMF (static)" --vectors'
-        return f"it is a file of word vectors, which the static baselines take: {start} {file}"
-    return "it is a file, but an encoder is a folder; name the one with its config.json"
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
     """Hide the tables and progress bars of transformers; our errors say what matters in them."""
@@ -213,14 +203,14 @@ def check(encoder: Encoder, texts: list[str], device: torch.device, amp: str, po
 @torch.no_grad()
 def check_batch(encoder: Encoder, rows: list[list[int]]) -> Tensor:
     """The first state of each row. Raises ValueError if a row has other states in a batch."""
-    model, tokenizer = encoder.model.eval(), encoder.tokenizer
-    plain = Encoder(model.encoder if isinstance(model, Packed) else model, tokenizer)
-    alone = torch.cat([encode(plain, [row]) for row in rows])
+    model = encoder.model.eval()
+    plain = encoder._replace(model=model.encoder if isinstance(model, Packed) else model)
+    texts = [encode(plain, [row]) for row in rows]
+    alone = torch.cat(texts)
     change = (encode(encoder, rows) - alone).abs().max() / alone.abs().max()
     if not change <= 1e-4:
         raise ValueError(f"a text's states change by {change:.1%} in a batch of texts")
-    starts = torch.tensor([0, *map(len, rows)]).cumsum(0)[:-1]
-    return alone[starts]
+    return torch.stack([states[0] for states in texts])
 
 
 def check_step(encoder: Encoder, rows: list[list[int]], device: torch.device, amp: str) -> None:
@@ -260,8 +250,6 @@ def reason(what: str) -> Iterator[None]:
     """Raise an exception again as a ValueError: "what: why"."""
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:
         raise ValueError(f"{what}: {first_line(error)}") from error
 

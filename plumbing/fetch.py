@@ -90,22 +90,21 @@ def files_of(dataset: str, folder: Path) -> list[Path]:
 def join_parts(folder: Path, target: Path) -> None:
     """Join the parts that were downloaded to `folder`, check the SHA-256, remove the folder."""
     parts = [path for path in folder.rglob(f"{target.name}*") if ".cache" not in path.parts]
-    if not parts:
-        raise FileNotFoundError(f"{target.name} is no longer there")
-    partial = target.with_name(f"{target.name}.partial")
+    partial, sha256 = target.with_name(f"{target.name}.partial"), hashlib.sha256()
     with open(partial, "wb") as whole:
         for part in sorted(parts, key=lambda path: (len(path.name), path.name)):  # 2 before 10
             with open(part, "rb") as piece:
-                shutil.copyfileobj(piece, whole, 1 << 24)
+                while block := piece.read(1 << 24):
+                    sha256.update(block)
+                    whole.write(block)
             part.unlink()
     shutil.rmtree(folder, ignore_errors=True)
-    with open(partial, "rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    if sha256 != SHA256[target.name]:
+    expected = SHA256[target.name]
+    if sha256.hexdigest() != expected:
         wrong = partial.replace(target.with_name(f"{target.name}.wrong"))
-        expected = SHA256[target.name]
-        raise UserError(f"{wrong}, set aside, has SHA-256 {sha256}, but MMSA published {expected}")
-    print(f"SHA-256 {sha256}: the one that MMSA published")
+        what = f"{wrong}, set aside, has SHA-256 {sha256.hexdigest()}"
+        raise UserError(f"{what}, but MMSA published {expected}")
+    print(f"SHA-256 {expected}: the one that MMSA published")
     partial.replace(target)
 
 

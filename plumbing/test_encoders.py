@@ -229,11 +229,9 @@ def test_texts_of_another_language_are_one_sentence(tmp_path: Path):
         encoders.pretrained(folder, [["good 这 部 电影"] * 6])
 
 
-@pytest.mark.parametrize("line", ["good 0.1 -2e-1 3", "400000 300", "not numbers", "", "\0\n"])
-def test_a_file_is_no_encoder(line: str, tmp_path: Path):
-    (tmp_path / "file").write_text(line)
-    says = "word vectors.* --vectors" if "0" in line else "an encoder is a folder"
-    with pytest.raises(UserError, match=says):
+def test_a_file_is_no_encoder(tmp_path: Path):
+    (tmp_path / "file").write_text("good 0.1 -2e-1 3")
+    with pytest.raises(UserError, match="not a folder; .* takes word vectors"):
         encoders.pretrained(str(tmp_path / "file"), TEXTS)
 
 
