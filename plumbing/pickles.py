@@ -24,7 +24,6 @@ import numpy as np
 from plumbing import UserError, explained, printable, regular
 from plumbing.containers import OBJECTS, advice, container
 
-STACK = 100_000  # values on the stack: picklers collect 1,000 at a time
 COPY_LIMIT = 1 << 30  # bytes that one opcode may copy: a damaged length must not fill the memory
 MAP_FROM = 256  # bytes; longer byte strings are views into the file, shorter ones are copied
 KINDS = r"[biufUSO][1-9][0-9]{0,6}"  # numpy's types of data: no fields, no dates
@@ -103,8 +102,6 @@ class Machine(pickle._Unpickler):
 
     def read(self, n: int) -> bytes:
         """The next n bytes, copied."""
-        if len(self.stack) > STACK:
-            raise ValueError("it has too many values")
         if n > COPY_LIMIT:
             raise ValueError(f"it asks for {n:,} bytes at once at byte {self.position:,}")
         return bytes(self.slice(n))

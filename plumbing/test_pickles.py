@@ -309,6 +309,9 @@ def bombs() -> dict[str, bytes]:
     large = array(b"(I500\nI500\nt", b"f4", megabyte) + b"p5\n"
     objects = (array(b"(I2\nt", b"O8", b"(g%d\ng%d\nl" % (k, k), b"|") for k in range(40))
     objects = [b"(Va\np0\n", *(x + b"p%d\n" % k for k, x in enumerate(objects, 1)), b"l."]
+    each = {"raw_text": b"Va\n", "id": b"Va\n", "audio": b"g5\n", "vision": b"g5\n"}
+    each["regression_labels"] = b"I1\n"
+    thousand = {key: b"(" + x * 1000 + b"l" for key, x in each.items()}
     prime = 2**61 - 1  # Python's hashes of integers are counted modulo this
     text, encoded = b"V" + b"x" * 300_000 + b"\np5\n", b"c_codecs\nencode\n(g5\nVlatin1\ntR"
     make_dict = b"ccollections\nOrderedDict\n(g5\ntR"
@@ -320,14 +323,14 @@ def bombs() -> dict[str, bytes]:
         "a long integer": b"\x8b" + struct.pack("<i", 900_000) + b"\x7f" * 900_000 + b".",
         "colliding keys": b"(" + b"".join(b"I%d\nN" % (k * prime) for k in range(40_000)) + b"d.",
         "colliding memo": b"N" + b"".join(b"p%d\n" % (k * prime) for k in range(1, 40_000)) + b".",
-        "one array, 1,000 labels": file_of(large, regression_labels=b"(" + b"g5\n" * 1000 + b"l"),
+        "one array, 1,000 segments": file_of(large, **thousand),
         "one text 100,000 times": file_of(text, raw_text=b"(" + b"g5\n" * 100_000 + b"l"),
         "one text encoded 10,000 times": b"(" + text + encoded * 10_000 + b"l.",
         "one list made a dict 10,000 times": pairs + (b"(" + make_dict * 10_000 + b"l."),
         "lists, very deep": b"]" * 50_000 + b"a" * 49_999 + b".",
         "tuples, very deep": b")" + b"\x85" * 50_000 + b".",
         "calls, very deep": b"cnumpy\nndarray\np0\n" + b"g0\n" * 50_000 + b"R" * 50_000 + b".",
-        "a high stack": b"]" * 110_000,
+        "a high stack": b"]" * 1_000_000,
         "100 GB of bytes": b"\x80\x04\x8e" + struct.pack("<Q", 10**11) + b"x.",
         "4 GB of text": b"\x80\x04X\xff\xff\xff\xff.",
         "text that moves the cursor": b"(V\\u001b[2J\\u202e\nNd.",
