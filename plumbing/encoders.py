@@ -142,7 +142,7 @@ def readable(folder: str) -> str:
             with open(regular(path), "rb") as file:
                 if file.read(40).startswith(b"version https://git-lfs"):
                     raise ValueError(f"{path.name} is a Git LFS pointer; run `git lfs pull`")
-    if "model_type" not in json.loads(regular(Path(folder, "config.json")).read_bytes()):
+    if not json.loads(regular(Path(folder, "config.json")).read_bytes()).get("model_type"):
         raise ValueError('add its family to its config.json, such as "model_type": "bert"')
     return folder
 
