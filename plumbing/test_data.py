@@ -81,14 +81,10 @@ def test_what_is_no_value_is_missing():
     scale = data.Standardizer.fit(split_of(x))
     assert scale.mean["a"] == 2
     np.testing.assert_allclose(scale("a", x[0])[:, 0], [-(1.5**0.5), 0, 1.5**0.5, 0, 0, 0, 0])
-
-
-@pytest.mark.parametrize("std", (1e-30, 1e-310, 1.0))
-def test_results_are_finite(std: float):
-    x = np.array([[[-std], [std], [-std], [std]]])
-    scale = data.Standardizer.fit(split_of(x))
-    with np.errstate(all="raise"):
-        assert np.isfinite(scale("a", np.array([[1e38], [-1e38], [std], [0.0]]))).all()
+    for std in (1e-30, 1e-310, 1.0):
+        scale = data.Standardizer.fit(split_of(np.array([[[-std], [std]]])))
+        with np.errstate(all="raise"):
+            assert np.isfinite(scale("a", np.array([[1e38], [-1e38], [std], [0.0]]))).all()
 
 
 SYNTHETIC = data.synthetic()
@@ -102,43 +98,32 @@ def test_collate_pads_on_the_right_and_only_as_needed(seed: int, modalities: str
     made = segments(split, modalities)
     rows = rng.integers(0, len(split), 5).tolist()
     batch = made.collate([made[i] for i in rows])
+    moved = batch.to(torch.device("meta"))
     assert batch.y.dtype == torch.float32 and batch.ids == [split.ids[i] for i in rows]
     assert batch.y.tolist() == split.y[rows].tolist()
+    assert all(lengths.device.type == "cpu" for _, lengths in moved.inputs.values())
+    assert all(x.is_meta for x in (moved.y, moved.video, *(x for x, _ in moved.inputs.values())))
     for m, (x, lengths) in batch.inputs.items():
         assert x.dtype == (torch.int64 if m == "l" else torch.float32)
         assert lengths.dtype == torch.int64 and x.shape[1] == max(lengths.max(), 1)
         for row, i, n in zip(x, rows, lengths.tolist(), strict=True):
             item = made[i][0][m]
-            assert n == len(item) and (n > 0 or m not in modalities or m != "l")
+            assert n == len(item) and (n == 0 or m in modalities)
             assert torch.equal(row[:n], item) and (row[n:] == (9 if m == "l" else 0)).all()
-            assert n == 0 or m in modalities
 
 
-def test_lengths_stay_on_the_cpu():
-    made = segments(SYNTHETIC["valid"])
-    batch = made.collate([made[i] for i in range(3)]).to(torch.device("meta"))
-    assert batch.y.is_meta and batch.video.is_meta
-    for values, lengths in batch.inputs.values():
-        assert values.is_meta and lengths.device.type == "cpu"
-
-
-def test_a_text_that_is_cut_is_said(capsys):
+def test_a_text_that_is_cut_is_said(capsys, monkeypatch):
     split = split_of(np.ones((3, 1, 1)))
     split.text = ["a b c d", "a", "a b c d e f g"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Words, "model_max_length", 5)
-        assert [len(ids) for ids in segments(split).tokens] == [5, 3, 5]
+    monkeypatch.setattr(Words, "model_max_length", 5)
+    assert [len(ids) for ids in segments(split).tokens] == [5, 3, 5]
     assert "note: 2 texts " in capsys.readouterr().err
-    segments(split)
-    assert not capsys.readouterr().err
 
 
-drawn = st.integers(1, 80).flatmap(
-    lambda n: st.lists(st.integers(-1, n // 8), min_size=n, max_size=n)
-)
+videos = st.lists(st.integers(-1, 9), min_size=1, max_size=80)
 
 
-@given(drawn, st.integers(1, 9), st.booleans(), st.none() | st.integers(0, 5))
+@given(videos, st.integers(1, 9), st.booleans(), st.none() | st.integers(0, 5))
 def test_batches_hold_every_segment_once(video: list, size: int, whole: bool, seed: int | None):
     plan = data.batches(video, size, whole, seed)
     assert sorted(i for batch in plan for i in batch) == list(range(len(video))) and all(plan)

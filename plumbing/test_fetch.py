@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from plumbing import UserError, fetch
+from plumbing import fetch
 from plumbing.test_formats import mmsa
 
 MOSI, MOSEI = "mosi_unaligned_50.pkl", "mosei_unaligned_50.pkl"
@@ -53,9 +53,8 @@ class Hub(BaseHTTPRequestHandler):
         if "last/bert" in path:
             self.server.socket.close()  # from now on, nobody listens
         if not name:
-            tree = [
-                {"type": "file", "path": n, "size": len(FILES[n]), "oid": TAGS[n]} for n in FILES
-            ]
+            sizes = {n: {"type": "file", "size": len(FILES[n]), "oid": TAGS[n]} for n in FILES}
+            tree = [{"path": n, **about} for n, about in sizes.items()]
             info = {"id": "a/b", "sha": COMMIT, "siblings": [{"rfilename": n} for n in FILES]}
             return self.reply(json.dumps(tree if "/tree/" in path else info).encode())
         content = FILES[name]
@@ -109,10 +108,9 @@ def test_the_real_client_against_a_hub(tmp_path: Path):
     assert re.match(rf"error: data.{MOSI}.wrong, set aside, has SHA-256 .{{64}}, but MMSA", got[0])
     assert got[1:4] == [f"got data/{name}" for name in (MOSI, MOSI, MOSEI)]
     assert f"fetching {MOSI} from {hub}/datasets/{fetch.HUB}" in out[0]
-    assert {path.name for path in (tmp_path / "data").iterdir()} == {
-        *(".lock", MOSI, MOSEI, f"{MOSI}.wrong"),
-    }
-    assert {(tmp_path / "data" / name).read_bytes() for name in (MOSI, MOSEI)} == {WHOLE}
+    left = {path.name: path for path in (tmp_path / "data").iterdir()}
+    assert set(left) == {".lock", MOSI, MOSEI, f"{MOSI}.wrong"}
+    assert left[MOSI].read_bytes() == left[MOSEI].read_bytes() == WHOLE
     encoder = Path(got[4].removeprefix("got "))
     assert got[4] == got[5] and {path.name for path in encoder.iterdir()} == ENCODER
     assert Hub.cut == [] and set(Hub.asked) == set(FILES) - {"README.md", "pytorch_model.bin"}
@@ -126,19 +124,13 @@ def test_the_real_client_against_a_hub(tmp_path: Path):
     assert f"{MOSI} is missing and could not be fetched from {hub}" in out[-1]
 
 
-def test_a_data_folder_that_is_a_file(tmp_path: Path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    (tmp_path / "data").touch()
-    with pytest.raises(UserError, match="could not be fetched"):
-        fetch.data_file("mosi", tmp_path / "data")
-
-
 def test_files_under_data_are_found(tmp_path: Path, monkeypatch, capsys):
     """In folders and links to folders, by any part of the path, without hidden files."""
     monkeypatch.chdir(tmp_path)
-    names = ["data/CMU-MOSI/Processed/aligned_50.pkl", "data/mosi_data.pkl", "data/mosei_data.PKL"]
-    names += ["data/._mosi.pkl", "data/mosi/._a.pkl", "data/.cache/mosi.pkl", "data/mosi/label.csv"]
-    names += ["disk/train.pkl", "disk/dev.pkl", "disk/sub/b.pickle", "data/sims.pkl"]
+    aligned, of_mult = "data/CMU-MOSI/Processed/aligned_50.pkl", "data/mosi_data.pkl"
+    names = [aligned, of_mult, "data/mosei_data.PKL", "data/._mosi.pkl", "data/mosi/._a.pkl"]
+    names += ["data/.cache/mosi.pkl", "data/mosi/label.csv", "data/sims.pkl"]
+    names += ["disk/train.pkl", "disk/dev.pkl", "disk/sub/b.pickle"]
     for name in names:
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).touch()
@@ -148,14 +140,10 @@ def test_files_under_data_are_found(tmp_path: Path, monkeypatch, capsys):
         Path("disk/loop").symlink_to(Path("data").resolve())
     except OSError:
         pytest.skip("no symbolic links")
-    assert [path.as_posix() for path in fetch.files_of("mosi", Path("data"))][:4] == [
-        "data/CMU-MOSI/Processed/aligned_50.pkl",
-        "data/mosi/link",
-        "data/mosi/link/sub/b.pickle",
-        "data/mosi_data.pkl",
-    ]
+    files = [path.as_posix() for path in fetch.files_of("mosi", Path("data"))]
+    assert files[:4] == [aligned, "data/mosi/link", "data/mosi/link/sub/b.pickle", of_mult]
     assert fetch.data_file("mosei", "data") == Path("data/mosei_data.PKL")
-    assert fetch.data_file("mosi", "data") == Path(names[0])
+    assert fetch.data_file("mosi", "data") == Path(aligned)
     out = capsys.readouterr().out.splitlines()
     assert out[0] == "data: data/mosei_data.PKL"
     assert re.match(r"data: data/CMU-MOSI/.*aligned_50.pkl, the first of \d in data/", out[1])
