@@ -34,7 +34,7 @@ SMALL_TOKENS = 64  # its longest text
 LONGEST = 512  # tokens of a text, even if the encoder could take more
 UNKNOWN = 0.6  # a run starts with at most this share of unknown tokens
 EXAMPLES = ["good", "the movie was not that good"]  # checked beside the texts of the run
-NO_FOLDER = 'it is a file, not a folder; experiments.rows "LMF (static)" takes word vectors'
+NO_FOLDER = "it is a file, not a folder; experiments.rows takes word vectors by --vectors"
 CPU = torch.device("cpu")
 LOCAL = {"trust_remote_code": False, "local_files_only": True}
 

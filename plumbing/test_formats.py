@@ -382,12 +382,6 @@ def broken(without: str = "", **changes: Any) -> dict:
     return content
 
 
-def objects(*items: Any) -> np.ndarray:
-    x = np.empty(len(items), object)
-    x[:] = items
-    return x
-
-
 LABELS = np.array([0, 1, np.nan, 0, 0, 0])
 FRAMES = [np.ones((2, 3))] * 5
 
@@ -423,7 +417,7 @@ FRAMES = [np.ones((2, 3))] * 5
             r"'audio': segment 0 has the shape \(\) .*, not numbers \(T, d\)",
         ),
         (broken(audio=np.full((6, 4, 3), "x")), r"segment 0 has the shape \(4, 3\) .* type <U1"),
-        (broken(audio=objects(*FRAMES, None)), "segment 5 has .* type object"),
+        (broken(audio=[*FRAMES, None]), "segment 5 has .* type object"),
         (broken(audio=np.zeros((6, 4, 3, 1))), r"segment 0 has the shape \(4, 3, 1\)"),
         (broken(audio=np.zeros((6, 4, 0))), r"segment 0 has the shape \(4, 0\)"),
         (broken(audio=[*FRAMES, np.ones((2, 7))]), r"columns of 'audio' differs.*\[3, 7\]"),
