@@ -315,7 +315,7 @@ def bombs() -> dict[str, bytes]:
     prime = 2**61 - 1  # Python's hashes of integers are counted modulo this
     text, encoded = b"V" + b"x" * 300_000 + b"\np5\n", b"c_codecs\nencode\n(g5\nVlatin1\ntR"
     make_dict = b"ccollections\nOrderedDict\n(g5\ntR"
-    pairs = b"(" + b"".join(b"(V%d\nNt" % k for k in range(10_000)) + b"lp5\n"
+    pairs = b"(" + b"".join(b"(V%d\nNt" % k for k in range(5_000)) + b"lp5\n"
     return result | {
         "MISA's words": words + b"(Vtrain\n(((g40\nNNtI1\nVv\ntld.",
         "objects": b"".join(objects),
@@ -326,11 +326,11 @@ def bombs() -> dict[str, bytes]:
         "one array, 1,000 segments": file_of(large, **thousand),
         "one text 100,000 times": file_of(text, raw_text=b"(" + b"g5\n" * 100_000 + b"l"),
         "one text encoded 10,000 times": b"(" + text + encoded * 10_000 + b"l.",
-        "one list made a dict 10,000 times": pairs + (b"(" + make_dict * 10_000 + b"l."),
+        "one list made a dict 5,000 times": pairs + (b"(" + make_dict * 5_000 + b"l."),
         "lists, very deep": b"]" * 50_000 + b"a" * 49_999 + b".",
         "tuples, very deep": b")" + b"\x85" * 50_000 + b".",
         "calls, very deep": b"cnumpy\nndarray\np0\n" + b"g0\n" * 50_000 + b"R" * 50_000 + b".",
-        "a high stack": b"]" * 1_000_000,
+        "a high stack": b"]" * 500_000,
         "100 GB of bytes": b"\x80\x04\x8e" + struct.pack("<Q", 10**11) + b"x.",
         "4 GB of text": b"\x80\x04X\xff\xff\xff\xff.",
         "text that moves the cursor": b"(V\\u001b[2J\\u202e\nNd.",
