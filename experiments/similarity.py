@@ -101,6 +101,11 @@ def leading(features: dict[str, Tensor], share: float = 0.9) -> dict[str, Tensor
     return {m: v @ components.T for m, v in centered.items()}
 
 
+def spread(features: dict[str, Tensor]) -> float:
+    """Mean distance of a modality's features from their mean, mean over the modalities."""
+    return float(np.mean([float((v - v.mean(0)).norm(dim=1).mean()) for v in features.values()]))
+
+
 def triplets(h: Tensor, y: Tensor, margin: float) -> Tensor:
     """Share of valid triplets of Eq. 9 violated, mean d_ap, mean d_an; 0 without a triplet.
 
@@ -126,8 +131,7 @@ def similarity(session: train.Session) -> dict[str, float]:
             result[f"{part}_probe"] = probe(features[part], features["video"])
             result[f"{part}_lead"] = probe(leading(features[part]), features["video"])
             result[f"{part}_cmd"] = float(mean_cmd(features[part]))
-        spread = [(v - v.mean(0)).norm(dim=1).mean() for v in features[part].values()]
-        result[f"{part}_spread"] = float(np.mean(spread))
+        result[f"{part}_spread"] = spread(features[part])
     config, per_modality = session.config, []
     for m, values in features[config.triplet_features].items():
         classes = sentiment_classes(features["y"][m], config.classes)

@@ -151,18 +151,16 @@ def test_the_game_moves_generators_and_discriminators_alone(tmp_path, monkeypatc
         return measure(model, valid)
 
     monkeypatch.setattr(game, "measure", measure)
-    monkeypatch.setattr(game, "STEPS", (0, 1))
-    monkeypatch.setattr(game, "PENALTIES", (0.0, 10.0))
+    monkeypatch.setattr(game, "GAMES", [("literal", 0.0), ("bounded", 0.0), ("bounded", 10.0)])
     game.main(["--steps", "1", "--seeds", "1", "--", "--d", "16"])
-    starts, ends = states[::2], states[1::2]
-    for start, end in zip(starts, ends, strict=True):
-        assert all(torch.equal(p, starts[0][n]) for n, p in start.items())
+    start, *ends = states
+    for end in ends:
         moved = {n.split(".")[0] for n, p in start.items() if not torch.equal(p, end[n])}
         assert moved == {"generators", "discriminators"}
     judges = [{n: p for n, p in end.items() if n.startswith("disc")} for end in ends]
     for one, two in itertools.combinations(judges, 2):  # form and penalty reach the game
         assert any(not torch.equal(one[n], two[n]) for n in one)
-    assert capsys.readouterr().out.count("\n| ") == 2 + 1 + 4  # head, rule; before; four games
+    assert capsys.readouterr().out.count("\n| ") == 2 + 1 + 3  # head, rule; before; three games
 
 
 # ── Eq. 9 in O(B²) memory ─────────────────────────────────────────────────────────────────────────

@@ -10,7 +10,7 @@ import pytest
 
 import plumbing
 import train
-from experiments import figures, game, rows, tables
+from experiments import figures, rows, tables
 from experiments.rows import ROWS
 from experiments.tables import PAPER, POWER80, SETS, T95
 from plumbing.metrics import COLUMNS, table
@@ -150,13 +150,13 @@ def test_a_set_runs_from_any_folder(tmp_path, monkeypatch, capsys):
     assert "| **MSFN: alpha" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("module", [tables, game, figures, rows])
+@pytest.mark.parametrize("module", [tables, figures, rows])
 def test_help_needs_no_matplotlib(module, monkeypatch, capsys):
     monkeypatch.setattr(figures, "matplotlib", None)
     with pytest.raises(SystemExit):
         module.main(["--help"])
         raise SystemExit
     assert "python -m experiments." in capsys.readouterr().out
-    if module in (game, figures):
+    if module is figures:
         with pytest.raises(plumbing.UserError, match="pip install matplotlib"):
-            module.main(["x"] if module is figures else ["--figure", "x.png"])
+            module.main(["x"])
