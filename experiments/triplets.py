@@ -1,21 +1,7 @@
-"""Eq. 9 in O(B²) memory: `triplet_loss_large`, for batches of more than about 256 segments.
-
-    python -m experiments.triplets counting 4096     # time and memory at B = 4,096
-    python -m experiments.triplets cubic 1024        # the same of msfn.triplet_loss
-
-Memory that is missing ends the second command.
-"""
-
-import sys
-import time
+"""Eq. 9 in O(B²) memory: `triplet_loss_large`, for batches of more than about 256 segments."""
 
 import torch
 from torch import Tensor
-
-import plumbing
-from experiments import parser
-from experiments.benchmark import peak_memory
-from msfn import triplet_loss
 
 
 def triplet_loss_large(
@@ -53,25 +39,3 @@ def triplet_loss_large(
         valid = (positive.sum(1) * negative.sum(1)).sum().clamp(min=1)
     total = (d * weight).sum() + constant
     return total if reduction == "sum" else total / valid
-
-
-FORMS = {"cubic": triplet_loss, "counting": triplet_loss_large}
-
-
-def main(argv: list[str]) -> None:
-    """Print seconds of forward and backward, the best of three, and peak memory, for d = 128."""
-    own = parser(__doc__)
-    own.add_argument("form", choices=FORMS)
-    own.add_argument("B", type=int)
-    typed = own.parse_args(argv)
-    before, seconds = peak_memory(torch.device("cpu")), []
-    h, y = torch.randn(typed.B, 128, requires_grad=True), torch.randint(-3, 4, (typed.B,))
-    for _ in range(3):
-        start = time.perf_counter()
-        FORMS[typed.form](h, y).backward()
-        seconds.append(time.perf_counter() - start)
-    print(f"{min(seconds):.4f} s, {peak_memory(torch.device('cpu')) - before:.2f} GB")
-
-
-if __name__ == "__main__":
-    sys.exit(plumbing.run(main, sys.argv[1:]))
