@@ -50,12 +50,6 @@ PANELS = {  # of curves.png: title: the part of a line of metrics.jsonl, {name i
 }
 
 
-def require_matplotlib() -> None:
-    """Raises UserError without it."""
-    if matplotlib is None:
-        raise UserError("pictures need matplotlib: pip install matplotlib")
-
-
 def curves(log: list[dict]) -> Figure:
     """log: the lines of metrics.jsonl. Numbers that the run did not log have no panel."""
     panels = {
@@ -81,28 +75,25 @@ def curves(log: list[dict]) -> Figure:
     return figure
 
 
-def planes(states: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
-    """PCA: project all states on the first two principal components of all of them together.
+def draw(axes: list, states: list[dict[str, Tensor]], color: dict[str, dict]) -> object:
+    """Draw each state on its axis -> the last points, for a color bar
 
-    states: {m: (N_m, d)} each, such as before and after training -> {m: (N_m, 2)} each
+    All share one scale and one plane, of the first two principal components of all together.
+
+    states: {m: (N_m, d)} each, such as before and after training
     """
     joint = torch.cat([values for state in states for values in state.values()])
     center = joint.mean(0)
-    axes = torch.linalg.svd(joint - center, full_matrices=False).Vh[:2]
-    return [{m: (values - center) @ axes.T for m, values in state.items()} for state in states]
-
-
-def draw(axes: list, states: list[dict[str, Tensor]], color: dict[str, dict]) -> object:
-    """Draw each state on its axis, in one plane and scale -> the last points, for a color bar"""
-    points = planes(states)
-    joint = torch.cat([values for plane in points for values in plane.values()])
-    low, high = joint.amin(0), joint.amax(0)
+    plane = torch.linalg.svd(joint - center, full_matrices=False).Vh[:2].T  # (d, 2)
+    low, high = ((joint - center) @ plane).aminmax(dim=0)
     x, y = ((low + high) / 2).tolist()
     half = 0.54 * float((high - low).max())
-    for axis, plane in zip(axes, points, strict=True):
-        for m, values in plane.items():
+    for axis, state in zip(axes, states, strict=True):
+        for m, values in state.items():
             style = {"marker": SHAPES[m], "s": 24, "alpha": 0.7, "linewidths": 0}
-            drawn = axis.scatter(*values.T, label=NAMES[m], **style, **color[m])
+            drawn = axis.scatter(
+                *((values - center) @ plane).T, label=NAMES[m], **style, **color[m]
+            )
         axis.set(xlim=(x - half, x + half), ylim=(y - half, y + half))
         axis.set(box_aspect=1, xticks=[], yticks=[])
     return drawn
@@ -138,8 +129,9 @@ def main(argv: list[str]) -> None:
     own = parser(__doc__)
     own.add_argument("run", type=Path, metavar="RUN", help="folder of a trained run")
     folder = own.parse_args(argv).run
-    require_matplotlib()
-    _, before, after = before_and_after(folder, embed)
+    if matplotlib is None:
+        raise UserError("pictures need matplotlib: pip install matplotlib")
+    before, after = before_and_after(folder, embed)
     with matplotlib.rc_context(STYLE):
         with explained(f"{folder / 'metrics.jsonl'} is no log of a run"):
             lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()

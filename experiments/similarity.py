@@ -49,11 +49,10 @@ def embed(session: train.Session, split: str = "valid") -> dict[str, dict[str, T
     for batch in train.loader(session.segments[split], session.config):
         batch = batch.to(session.device)
         output = session.model(batch.inputs, batch.video)
-        values = {"x": output.x, "h": output.h}
-        values |= {"y": dict.fromkeys(output.h, batch.y)}
-        values |= {"video": dict.fromkeys(output.h, batch.video)}
-        for name, value in values.items():
-            for m, rows in present(value, output.rows).items():
+        of_all = {"y": batch.y, "video": batch.video}
+        of_all = {name: dict.fromkeys(output.h, value) for name, value in of_all.items()}
+        for name, values in {"x": output.x, "h": output.h, **of_all}.items():
+            for m, rows in present(values, output.rows).items():
                 parts[name].setdefault(m, []).append(rows.float().cpu())
     joined = {name: {m: torch.cat(v) for m, v in part.items()} for name, part in parts.items()}
     return {name: {m: v for m, v in part.items() if len(v)} for name, part in joined.items()}
@@ -140,17 +139,15 @@ def similarity(session: train.Session) -> dict[str, float]:
     return result | dict(zip(("violated", "d_ap", "d_an"), means, strict=True))
 
 
-def before_and_after(
-    folder: Path, measure: Callable[[train.Session], Any]
-) -> tuple[train.Session, Any, Any]:
-    """The session of a run at its best epoch, and what `measure` gives before training and there.
+def before_and_after(folder: Path, measure: Callable[[train.Session], Any]) -> tuple[Any, Any]:
+    """What `measure` gives for a run before training, and at its best epoch.
 
     Raises UserError if `folder` holds no trained model.
     """
     session = train.Session(train.read_config(folder), build_of(folder))  # same seed, same weights
     before = measure(session)
     RunFolder(folder).load_weights(session.model)
-    return session, before, measure(session)
+    return before, measure(session)
 
 
 def main(words: list[str]) -> None:
@@ -158,7 +155,7 @@ def main(words: list[str]) -> None:
         return print(__doc__)
     rows = {}
     for folder in map(Path, words):
-        _, before, after = before_and_after(folder, similarity)
+        before, after = before_and_after(folder, similarity)
         rows |= {f"{folder.name}, before": before, f"{folder.name}, best epoch": after}
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
     lines = [

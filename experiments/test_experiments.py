@@ -60,7 +60,7 @@ def test_the_csv_holds_what_train_predicts(folder, trained, capsys):
     column = {name: np.array([float(row[name]) for row in rows]) for name in ["label", *names]}
     assert len({tuple(column[name]) for name in names}) == 4
     test = lambda session: train.predict(session, session.segments["test"])
-    _, (before, _), (y_hat, y) = similarity.before_and_after(folder, test)
+    (before, _), (y_hat, y) = similarity.before_and_after(folder, test)
     assert not np.allclose(before, y_hat)
     close(column["prediction"], y_hat, atol=6e-5)
     close(column["label"], y, atol=6e-5)
