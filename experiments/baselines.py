@@ -27,8 +27,6 @@ from plumbing import UserError
 
 # ── What the baselines share ──────────────────────────────────────────────────────────────────────
 Inputs = dict[str, tuple[Tensor, Tensor]]
-
-
 Prediction = namedtuple("Prediction", "prediction")  # ŷ: (B,), all that the loss needs
 L1 = namedtuple("L1", "total")
 
@@ -107,8 +105,6 @@ def present_rows(inputs: Inputs) -> dict[str, Tensor]:
 
 
 # ── TFN and LMF ───────────────────────────────────────────────────────────────────────────────────
-
-
 class Unimodal(nn.Module):
     """The three subnetworks of TFN, and of LMF after it:
 
@@ -212,8 +208,6 @@ class LMF(Baseline):
 
 
 # ── MFN ───────────────────────────────────────────────────────────────────────────────────────────
-
-
 def align(values: Tensor, frames: Tensor, words: Tensor, T: int) -> Tensor:
     """Share frames evenly over words: word w of n takes the mean of ⌊w f / n⌋ … ⌈(w+1) f / n⌉ − 1.
 
@@ -296,8 +290,6 @@ class MFN(Baseline):
 
 
 # ── MISA ──────────────────────────────────────────────────────────────────────────────────────────
-
-
 class BiLSTM(nn.Module):
     """Both directions' states at each step, and both end states.
 

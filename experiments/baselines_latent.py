@@ -27,9 +27,8 @@ from experiments.baselines import (
 )
 from msfn import present
 
+
 # ── ICCN ──────────────────────────────────────────────────────────────────────────────────────────
-
-
 def canonical_correlation(X: Tensor, Y: Tensor, ridge: float = 1e-3) -> Tensor:
     """‖Σ_XX^−½ Σ_XY Σ_YY^−½‖_tr: the sum of the canonical correlations of two views of a batch
 
@@ -116,8 +115,6 @@ class ICCN(Baseline):
 
 
 # ── ARGF ──────────────────────────────────────────────────────────────────────────────────────────
-
-
 class GraphFusion(nn.Module):
     """ARGF's graph of one, two and three modalities:  e_a, e_v, e_l -> [uni; bi; tri]
 

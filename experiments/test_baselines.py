@@ -79,8 +79,6 @@ def alone(inputs, i):
 
 
 # ── TFN, LMF ──────────────────────────────────────────────────────────────────────────────────────
-
-
 @given(seeds, st.tuples(*[st.integers(1, 4)] * 4))
 def test_tfn_every_product_of_one_two_and_three(seed, sizes):
     B, *widths = sizes
@@ -134,8 +132,6 @@ def test_tfn_and_lmf_by_hand(row):
 
 
 # ── MFN ───────────────────────────────────────────────────────────────────────────────────────────
-
-
 @given(seeds, st.lists(st.tuples(st.integers(0, 6), st.integers(1, 5)), min_size=1, max_size=4))
 def test_frames_are_shared_out_over_words(seed, pairs):
     frames, words = (torch.tensor(x) for x in zip(*pairs, strict=True))
@@ -176,8 +172,6 @@ def test_mfn_by_loops_a_segment_at_a_time():
 
 
 # ── MISA ──────────────────────────────────────────────────────────────────────────────────────────
-
-
 @given(seeds, st.tuples(*[st.integers(1, 6)] * 3))
 def test_cmd_by_numpy(seed, sizes):
     N, M, d = sizes
@@ -265,8 +259,6 @@ def test_misa_reads_frames_in_both_directions_inside_their_true_length():
 
 
 # ── ICCN ──────────────────────────────────────────────────────────────────────────────────────────
-
-
 @given(seeds, st.tuples(st.integers(1, 4), st.integers(1, 4)), st.sampled_from([0.0, 0.1]))
 def test_iccn_canonical_correlations_by_numpy(seed, widths, ridge):
     X, Y = normal(seed, 11, widths[0]), normal(seed + 1, 11, widths[1])
@@ -327,8 +319,6 @@ def test_iccn_what_each_term_moves_and_what_is_correlated():
 
 
 # ── ARGF ──────────────────────────────────────────────────────────────────────────────────────────
-
-
 def moved_by(model, loss):
     """The parts of the model whose parameters this loss has a gradient for."""
     names, parameters = zip(*model.named_parameters(), strict=True)
@@ -436,7 +426,6 @@ def test_argf_graph_by_loops(seed, d):
 
 
 # ── Laws of every row ─────────────────────────────────────────────────────────────────────────────
-
 BASELINES = [row for row in ROWS if not ROWS[row].is_msfn]
 UNMOVED = {
     # a bias in front of a BatchNorm is taken away with the mean
