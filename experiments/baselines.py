@@ -367,14 +367,13 @@ class MISA(Baseline):
         super().__init__(encoder)
         if config.d % 2:
             raise UserError(f"MISA's attention has two heads: --d must be even, not {config.d}")
-        d, lstms, projections = config.d, {}, {}
+        d, self.lstms, self.projections = config.d, nn.ModuleDict(), nn.ModuleDict()
         inside = {"l": encoder.config.hidden_size} | {m: 4 * widths[m] for m in ("v", "a")}
         for m, width in inside.items():
-            projections[m] = nn.Sequential(nn.Linear(width, d), nn.ReLU(), nn.LayerNorm(d))
+            self.projections[m] = nn.Sequential(nn.Linear(width, d), nn.ReLU(), nn.LayerNorm(d))
         for m in ("a", "v"):
             k = widths[m]
-            lstms[m] = nn.ModuleList([BiLSTM(k, k), nn.LayerNorm(2 * k), BiLSTM(2 * k, k)])
-        self.lstms, self.projections = nn.ModuleDict(lstms), nn.ModuleDict(projections)
+            self.lstms[m] = nn.ModuleList([BiLSTM(k, k), nn.LayerNorm(2 * k), BiLSTM(2 * k, k)])
         self.private = nn.ModuleDict(
             {m: nn.Sequential(nn.Linear(d, d), nn.Sigmoid()) for m in inside}
         )
@@ -389,9 +388,9 @@ class MISA(Baseline):
         return torch.cat([end, second(norm(states), lengths)[1]], dim=1)  # (B, 4 d_m)
 
     def forward(self, inputs: Inputs, video: Tensor | None = None) -> MISAOutput:
-        lengths = inputs["l"][1]
         vectors = {m: self.frames(m, *inputs[m]) for m in ("v", "a")}
-        vectors["l"] = mean_over_time(token_states(self.encoder, *inputs["l"]), lengths)
+        states = token_states(self.encoder, *inputs["l"])
+        vectors["l"] = mean_over_time(states, inputs["l"][1])
         u = {m: layers(vectors[m]) for m, layers in self.projections.items()}  # l, v, a
         private = {m: self.private[m](u[m]) for m in u}
         shared = {m: self.shared(u[m]) for m in u}

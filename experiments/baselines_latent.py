@@ -141,14 +141,13 @@ class GraphFusion(nn.Module):
     @staticmethod
     def join(edges: tuple, strength: dict, vector: dict, p: dict, f: nn.Module) -> tuple[dict, ...]:
         """Edges between vertices -> their strengths (B, 1), f's (B, d), and vectors (B, d)"""
-        r = {
-            i + j: (strength[i] + strength[j]) / ((p[i] * p[j]).sum(1, True) + 0.5)
-            for i, j in edges
-        }
-        joined = {i + j: f(torch.cat([vector[i], vector[j]], dim=1)) for i, j in edges}
-        weights = torch.cat(list(r.values()), dim=1).softmax(dim=1)  # (B, edges)
-        weight = dict(zip(r, weights.split(1, 1), strict=True))
-        return r, joined, {name: F.elu(weight[name] * joined[name]) for name in r}
+        r, joined = {}, {}
+        for i, j in edges:
+            r[i + j] = (strength[i] + strength[j]) / ((p[i] * p[j]).sum(1, True) + 0.5)
+            joined[i + j] = f(torch.cat([vector[i], vector[j]], dim=1))
+        alpha = torch.cat(list(r.values()), dim=1).softmax(dim=1).split(1, dim=1)
+        named = zip(r, alpha, joined.values(), strict=True)
+        return r, joined, {name: F.elu(weight * x) for name, weight, x in named}
 
     def forward(self, e: dict[str, Tensor]) -> Tensor:
         s = {m: self.strength(e[m]).sigmoid() for m in MODALITIES}  # (B, 1)

@@ -91,9 +91,8 @@ def draw(axes: list, states: list[dict[str, Tensor]], color: dict[str, dict]) ->
     for axis, state in zip(axes, states, strict=True):
         for m, values in state.items():
             style = {"marker": SHAPES[m], "s": 24, "alpha": 0.7, "linewidths": 0}
-            drawn = axis.scatter(
-                *((values - center) @ plane).T, label=NAMES[m], **style, **color[m]
-            )
+            points = (values - center) @ plane  # (N_m, 2)
+            drawn = axis.scatter(*points.T, label=NAMES[m], **style, **color[m])
         axis.set(xlim=(x - half, x + half), ylim=(y - half, y + half))
         axis.set(box_aspect=1, xticks=[], yticks=[])
     return drawn

@@ -51,7 +51,7 @@ def load(folder: str | Path) -> "Predictor":
     encoder, tokenizer = encoders.rebuild(str(folder / "bert"), device, config.amp)
     model = build_of(folder)(config, widths, encoder).to(device)
     RunFolder(folder).load_weights(model)
-    return Predictor(config, model, tokenizer, standardizer, device)
+    return Predictor(config, model, tokenizer, standardizer, device, widths)
 
 
 @dataclass
@@ -63,11 +63,7 @@ class Predictor:
     tokenizer: PreTrainedTokenizerBase
     standardizer: data.Standardizer
     device: torch.device
-
-    @property
-    def widths(self) -> dict[str, int]:
-        """{"a": d_a, "v": d_v}, columns of a frame"""
-        return {m: len(mean) for m, mean in self.standardizer.mean.items()}
+    widths: dict[str, int]  # {"a": d_a, "v": d_v}, columns of a frame
 
     def __call__(
         self, text: str | None, audio: Sequence | None = None, vision: Sequence | None = None

@@ -9,10 +9,8 @@ After the row's name come train.py's options, which win over the row's own. The 
 equations (alpha … reduction) change MSFN's rows only. "(B)": the encoder is fine-tuned, as in MSFN.
 "(static)": its frozen input embeddings replace the originals' GloVe vectors; --vectors loads
 GloVe's text format. Seeds, batches, epochs, the choice of the epoch and the metrics are train.py's
-in every row. MSFN's rows log what `similarity.py` measures after each epoch.
-
-What a baseline's row claims: re-implemented from paper and code, trained on this file, with this
-encoder and with rates chosen on valid. It does not claim to reproduce the printed row.
+in every row. MSFN's rows log what `similarity.py` measures after each epoch. No row claims to
+reproduce the printed one: README.md says what it claims.
 """
 
 import sys

@@ -1,14 +1,12 @@
 """Train sets of rows over seeds, and print their tables beside the paper's.
 
-    python -m experiments.tables table2 --seeds 5                    # Table 2, MOSI
-    python -m experiments.tables table3 --seeds 5                    # Table 3, MOSEI
     python -m experiments.tables table4 --seeds 5 --jobs 2 -- --data FILE --bert FOLDER
     python -m experiments.tables table2 --rows "TFN (B)" "MISA (B)" -- --data FILE
-    python -m experiments.tables readings --seeds 3 -- --data FILE   # of ambiguous equations
-    python -m experiments.tables alike --seeds 5 -- --data FILE      # modalities made alike
-    python -m experiments.tables rates --seeds 2 -- --data FILE      # each row's rates, on valid
-    python -m experiments.tables grid --random 20 --seeds 1          # 4.2's grid search, on valid
+    python -m experiments.tables grid --random 20 --seeds 1
     python -m experiments.tables table4 --print                      # of finished runs alone
+
+table2: MOSI. table3: MOSEI. table4: the ablation. readings: of ambiguous equations. alike: the
+modalities made alike. rates: each row's rates. grid: 4.2's grid search.
 
 The options after `--` go to train.py, before those of the row (see rows.py). Finished runs are not
 run again and interrupted ones are resumed, so the same command continues where it stopped; sets
