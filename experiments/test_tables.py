@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import data
 import plumbing
 import train
 from experiments import figures, rows, tables
@@ -138,14 +139,23 @@ def test_a_table_resumes_where_it_stopped(tmp_path, monkeypatch):
         tables.run_all({tmp_path / "new": ("MSFN", [])}, 1)
 
 
-def test_a_set_runs_from_any_folder(tmp_path, monkeypatch, capsys):
-    """In a process of its own, although the current folder has one of this package's name."""
+def test_a_set_runs_from_any_folder(few, tmp_path, monkeypatch, capsys):
+    """Its processes import this package, although the current folder has one of its name."""
     (tmp_path / "experiments").mkdir()
     (tmp_path / "experiments" / "__init__.py").write_text("raise ImportError")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(data, "load", lambda *_: few)
+
+    def call(command, env, call=subprocess.call, **streams):
+        python, safe, _, module, row, *options = command
+        assert module == "experiments.rows"
+        assert call([python, safe, "-c", "import experiments"], env=env, **streams) == 0
+        rows.main([row, *options])
+        return 0
+
+    monkeypatch.setattr(subprocess, "call", call)
     options = ["--dataset", "synthetic", "--epochs", "1", "--d", "8", "--lstm-width", "8"]
-    words = ["grid", "--random", "1", "--seeds", "1", "--jobs", "2"]
-    tables.main([*words, "--", *options, "--modalities", "a"])
+    tables.main(["grid", "--random", "1", "--seeds", "1", "--", *options, "--modalities", "a"])
     assert len(list(tmp_path.glob("runs/tables/synthetic/*/results.json"))) == 1
     assert "| **MSFN: alpha" in capsys.readouterr().out
 
