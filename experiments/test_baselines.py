@@ -5,6 +5,7 @@ Hypothesis draws the structure, values are seeded, sizes are pairwise different.
 
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -376,6 +377,7 @@ def test_argf_graph_by_loops(seed, d):
 
 
 # ── Laws of every row ─────────────────────────────────────────────────────────────────────────────
+GLOVE = ["was 0.5 -1 2e-1", "superb 1 2 3", "awful me@it.com 7 7 7", ". 9 9 9", "MOVIE 4 5 6"]
 BASELINES = [row for row in ROWS if not ROWS[row].is_msfn]
 UNMOVED = {
     # a bias in front of a BatchNorm is taken away with the mean
@@ -443,13 +445,18 @@ def stop_in_the_second_epoch(config, build, loaders=encoders):
         train.train(config, None, build, lambda session: next(epochs), loaders)
 
 
-@pytest.mark.parametrize("row", BASELINES)
-def test_a_stopped_run_resumes_to_the_same_bits(row, few, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("row, file", [*((row, []) for row in BASELINES), ("LMF (static)", GLOVE)])
+def test_a_stopped_run_resumes_to_the_same_bits(row, file, few, tmp_path, monkeypatch):
+    """With its own word vectors, too; a run of another row does not resume it."""
     monkeypatch.setattr(data, "load", lambda *_: few)
     argv = f"--dataset synthetic --d 6 --batch-size 12 --epochs 2 --runs {tmp_path}".split()
+    vectors = tmp_path / "vectors.txt"
+    vectors.write_text("\n".join(file))
+    argv += ["--bert", str(vectors)] if file else []
     rows.main([row, *argv, "--name", "whole"])
     config = train.parse([*ROWS[row].options.split(), *argv, "--name", "cut"])[0]
-    stop_in_the_second_epoch(config, ROWS[row].model)
+    stop_in_the_second_epoch(config, ROWS[row].model, ROWS[row])
+    vectors.unlink()
     other = BASELINES[BASELINES.index(row) - 1]
     with pytest.raises(plumbing.UserError, match=r"checkpoint\.pt"):
         rows.main([other, "--resume", str(tmp_path / "cut")])
@@ -459,30 +466,18 @@ def test_a_stopped_run_resumes_to_the_same_bits(row, few, tmp_path, monkeypatch,
         assert one == two
 
 
-def test_static_rows_take_word_vectors(few, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(data, "load", lambda *_: few)
-    file = tmp_path / "glove.txt"
-    file.write_text("was 0.5 -1 2e-1\nsuperb 1 2 3\n")
-    argv = ["--dataset", "synthetic", "--d", "6", "--epochs", "2", "--runs", str(tmp_path)]
-    config = train.parse([*argv, "--bert", str(file), "--name", "glove"])[0]
-    row = ROWS["LMF (static)"]
-    stop_in_the_second_epoch(config, row.model, row)
-    assert "vectors of 2 of" in capsys.readouterr().out
-    moved = file.rename(tmp_path / "moved.txt")  # the run has its own vectors
-    rows.main(["LMF (static)", "--resume", str(tmp_path / "glove")])
-    with pytest.raises(plumbing.UserError, match="word vectors"):
-        rows.main(["LMF (B)", *argv, "--vectors", str(moved)])
-
-
 @pytest.mark.parametrize(
     "row, typed, message",
     [
         ("LMF", ["--d", "6"], "there is no row 'LMF'"),
+        ("LMF (B)", ["--vectors", "vectors.txt"], "word vectors"),
         ("MISA (B)", ["--d", "7"], "--d must be even"),
         ("MISA (B)", [], "one process"),
     ],
 )
 def test_a_row_that_cannot_be_trained_says_why(row, typed, message, tmp_path, monkeypatch):
     monkeypatch.setattr(rows.processes, "world_size", lambda: 1 if typed else 2)
+    monkeypatch.chdir(tmp_path)
+    Path("vectors.txt").write_text("\n".join(GLOVE))
     with pytest.raises(plumbing.UserError, match=message):
         rows.main([row, "--dataset", "synthetic", "--runs", str(tmp_path), *typed])

@@ -3,13 +3,12 @@
 from pathlib import Path
 
 import pytest
-import safetensors.torch
 import torch
 
+from experiments.test_baselines import GLOVE
 from experiments.word_vectors import Static, rebuild, static, word_vectors
 from plumbing import UserError, encoders
 
-GLOVE = ["was 0.5 -1 2e-1", "superb 1 2 3", "awful me@it.com 7 7 7", ". 9 9 9", "MOVIE 4 5 6"]
 TEXTS = ["The movie WAS superb.", "awful 5", "SUPERB, was it?"]
 ZERO, WAS, SUPERB = [0.0] * 3, [0.5, -1, 0.2], [1.0, 2, 3]
 
@@ -32,23 +31,6 @@ def test_a_word_has_its_vector(first: list[str], end: str, tmp_path: Path, capsy
     assert torch.equal(states(encoder, two), torch.zeros(3, 3))
     assert torch.equal(states(encoder, one, mask=0), torch.zeros(6, 3))
     assert encoder.config.hidden_size == 3 and static(encoder) is encoder
-
-
-def test_saved_vectors_are_rebuilt(tmp_path: Path):
-    """From the configuration, the tokenizer and the weights, without the file."""
-    file = tmp_path / "vectors"
-    file.write_text("\n".join(GLOVE))
-    encoder, tokenizer = word_vectors(str(file), TEXTS)
-    for part in (encoder.config, tokenizer):
-        part.save_pretrained(tmp_path / "run")
-    weights = safetensors.torch.save(encoder.state_dict())
-    file.unlink()
-    again, again_tokenizer = rebuild(str(tmp_path / "run"))
-    again.load_state_dict(safetensors.torch.load(weights))
-    ids = encoders.tokenize(again_tokenizer, TEXTS)
-    assert ids == encoders.tokenize(tokenizer, TEXTS)
-    assert all(torch.equal(states(again, row), states(encoder, row)) for row in ids)
-    assert states(again, ids[0]).sum() == sum([*WAS, *SUPERB])
 
 
 def test_static_vectors_of_an_encoder(tmp_path: Path):
