@@ -90,6 +90,8 @@ def files_of(dataset: str, folder: Path) -> list[Path]:
 def join_parts(folder: Path, target: Path) -> None:
     """Join the parts that were downloaded to `folder`, check the SHA-256, remove the folder."""
     parts = [path for path in folder.rglob(f"{target.name}*") if ".cache" not in path.parts]
+    if not parts:
+        raise FileNotFoundError(f"the hub has no file {target.name}")
     partial, sha256 = target.with_name(f"{target.name}.partial"), hashlib.sha256()
     with open(partial, "wb") as whole:
         for part in sorted(parts, key=lambda path: (len(path.name), path.name)):  # 2 before 10
