@@ -44,7 +44,7 @@ def a_step(kind, *arguments, **chosen):
     """A session of a model of converging.py, and its output and losses on one batch."""
     session = train.Session(quick(**chosen), build(kind, *arguments))
     batch = next(iter(train.loader(session.segments["valid"], session.config)))
-    session.model.dropout = [part.eval() for part in session.model.modules()]
+    session.model.eval()
     output = msfn.MSFN.forward(session.model, batch.inputs, batch.video)
     return session, output, batch.y
 
@@ -172,11 +172,7 @@ def test_counting_triplets_gives_the_loss_and_its_gradient(ties, seed, y, margin
     close(*(torch.autograd.grad(each, h)[0] for each in both))
 
 
-def test_counting_at_a_tie_in_half_precision_and_with_wrong_arguments():
-    tie = torch.tensor([[0.0], [2.0], [3.0]], requires_grad=True)
-    y = torch.tensor([0, 0, 1])
-    (slope,) = torch.autograd.grad(triplet_loss_large(tie, y, 1.0, "sum"), tie)
-    assert slope.flatten().tolist() == [-1, 2, -1]  # anchor 1 alone: 2 + 1 > 1; anchor 0: 2 + 1 = 3
+def test_counting_in_half_precision_and_with_wrong_arguments():
     h, many = 100 * normal(0, 300, 8).float(), torch.arange(300) % 2
     with torch.autocast("cpu", torch.bfloat16):
         close(triplet_loss_large(h, many), triplet_loss_large(h.double(), many), atol=1e-3)
