@@ -102,7 +102,7 @@ def leading(features: dict[str, Tensor], share: float = 0.9) -> dict[str, Tensor
 
 def spread(features: dict[str, Tensor]) -> float:
     """Mean distance of a modality's features from their mean, mean over the modalities."""
-    return float(np.mean([float((v - v.mean(0)).norm(dim=1).mean()) for v in features.values()]))
+    return float(np.mean([(v - v.mean(0)).norm(dim=1).mean() for v in features.values()]))
 
 
 def triplets(h: Tensor, y: Tensor, margin: float) -> Tensor:
