@@ -4,7 +4,7 @@ import torch
 from hypothesis import settings
 
 settings.register_profile(
-    "msfn", deadline=None, derandomize=True, database=None, max_examples=25, print_blob=False
+    "msfn", deadline=None, derandomize=True, database=None, max_examples=20, print_blob=False
 )
 settings.load_profile("msfn")
 torch.set_num_threads(1)  # the tensors are tiny: threads only wait for each other
