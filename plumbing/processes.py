@@ -119,4 +119,4 @@ def distribute(model: nn.Module, device: torch.device) -> nn.Module:
         block.forward = shared(block.forward)
     # find_unused_parameters: a share without text gives BERT's embeddings no gradient.
     # No device_ids: with them DDP would move the lengths, which stay on the CPU.
-    return DistributedDataParallel(model, forward_sync_buffers=False, find_unused_parameters=True)
+    return DistributedDataParallel(model, find_unused_parameters=True)

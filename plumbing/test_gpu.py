@@ -142,7 +142,7 @@ def waits_of_a_step(folder: Path) -> list[str]:
 def test_a_step_waits_for_the_plan_of_packing_alone(number, tmp_path, monkeypatch):
     """Alone, or as one of two processes, without what the other would add."""
 
-    def parallel(model: Any, forward_sync_buffers: bool, find_unused_parameters: bool) -> Any:
+    def parallel(model: Any, find_unused_parameters: bool) -> Any:
         return model  # with device_ids DDP would move the lengths
 
     monkeypatch.setattr(processes, "world_size", lambda: number)
