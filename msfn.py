@@ -89,7 +89,6 @@ class BERTs(nn.Module):
 
     def forward(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
         steps = torch.arange(input_ids.shape[1], device=input_ids.device)  # (T,)
-        lengths = lengths.to(input_ids.device, non_blocking=input_ids.is_cuda)
         tokens = steps < lengths.to(input_ids.device)[:, None]  # (B, T)
         first = steps == 0  # an empty sentence attends to it: a softmax over nothing is NaN
         states = self.bert(input_ids, attention_mask=(tokens | first).long()).last_hidden_state

@@ -1,4 +1,4 @@
-"""rows.py and tables.py: which runs are started, and what is printed of them."""
+"""rows.py and tables.py: the runs that they start and the tables that they print."""
 
 import json
 import math

@@ -15,7 +15,7 @@ from plumbing.runs import read_json
 
 
 class Static(nn.Module):
-    """One vector per token, whatever its context. Not trained; called as a transformers encoder is.
+    """One context-free vector per token. Not trained; called as a transformers encoder is.
 
     vectors: (V, D) float; config: its hidden_size is D
     input_ids, attention_mask: (B, T) int64 -> last_hidden_state: (B, T, D), 0 where masked

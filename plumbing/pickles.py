@@ -275,7 +275,7 @@ class Unfolding:
             items = np.empty(n, object)
             for i, item in enumerate(raw):
                 items[i] = item
-            return items.reshape(shape)  # listed in C order, whatever the array's
+            return items.reshape(shape)  # objects are always listed in C order
         raw = raw.encode("latin1") if isinstance(raw, str) else raw
         if not isinstance(raw, bytes | memoryview) or len(raw) != n * dtype.itemsize:
             raise ValueError(f"it has an array of {n:,} values and not the bytes for them")
