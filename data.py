@@ -26,18 +26,17 @@ from plumbing.formats import FRAMES
 MODALITIES = ("a", "v", "l")  # audio, vision, language; FRAMES: the first two, by their file's keys
 SPLITS = ("train", "valid", "test")
 
+
 # ── A corpus ──────────────────────────────────────────────────────────────────────────────────────
-
-
 class Split:
     """N segments of a split of `formats.read`; their frames stay in the file until asked for."""
 
-    def __init__(self, part: dict[str, Any], generated: bool = False):
-        self.part, self.generated = part, generated  # generated: has constant columns on purpose
+    def __init__(self, part: dict[str, Any]):
+        self.part = part
         self.ids, self.text = part["id"], part["raw_text"]  # N str each, as the file spells them
         self.token_ids = part.get("token_ids")  # N lists if the file has no text, else None
         self.video = part["video"]  # N str, equal within a video; None if the file has no ids
-        self.y = part["regression_labels"]  # (N,) float32, NaN without a label
+        self.y = np.asarray(part["regression_labels"], np.float32)  # (N,), NaN without a label
 
     def __len__(self) -> int:
         return len(self.y)
@@ -96,8 +95,6 @@ def load_any(path: str | Path, labels: str | Path | None = None) -> Corpus:
 
 
 # ── From the corpus to the model ──────────────────────────────────────────────────────────────────
-
-
 @dataclass
 class Standardizer:
     """Not in the paper: (x - mean) / std per column, from at most 2,000 segments of train.
@@ -122,16 +119,15 @@ class Standardizer:
             std[m] = np.sqrt(square / np.maximum(count, 1))
             std[m][std[m] <= 1e-9 * np.abs(mean[m])] = 0  # rounding errors of a constant column
             constant = np.count_nonzero(std[m] == 0)
-            if constant and count.any() and not split.generated:
+            if constant and count.any():
                 print(f"note: {constant} of {len(std[m])} columns of {key} are constant or empty")
         return cls(mean, std)
 
     def __call__(self, m: str, x: np.ndarray) -> np.ndarray:
         """Standardize frames of modality m. x: (T, d), as in the file -> (T, d) float32, finite"""
-        scale = np.zeros_like(self.std[m])
-        with np.errstate(over="ignore", invalid="ignore"):
-            np.divide(1, self.std[m], out=scale, where=self.std[m] > 0)
-            z = (nan_if_infinite(x) - self.mean[m]) * scale
+        std = np.where(self.std[m] > 0, self.std[m], np.inf)  # x / ∞ = 0: a constant column
+        with np.errstate(over="ignore"):
+            z = (nan_if_infinite(x) - self.mean[m]) / std
         return np.where(np.isnan(z), 0, np.clip(z, -1e6, 1e6)).astype(np.float32)
 
     def to_dict(self) -> dict[str, dict[str, list[float]]]:
@@ -140,9 +136,8 @@ class Standardizer:
     @classmethod
     def from_dict(cls, content: dict[str, dict[str, list[float]]]) -> "Standardizer":
         """The inverse of `to_dict`. Raises one of many exceptions if the content is damaged."""
-        result = cls(
-            **{k: {m: np.array(by[m], float) for m in FRAMES} for k, by in content.items()}
-        )
+        arrays = {k: {m: np.array(by[m], float) for m in FRAMES} for k, by in content.items()}
+        result = cls(**arrays)
         for m in FRAMES:
             both = np.stack([result.mean[m], result.std[m]])  # (2, d)
             if both.ndim != 2 or not np.isfinite(both).all() or both[1].min() < 0:
@@ -248,6 +243,7 @@ GRADES = {  # words, by the sentiment that they carry
 }
 NOUNS = "movie plot acting music"
 FILLERS = "um uh so well like basically actually honestly"
+NOISE = {"a": 0.5, "v": 0.5, "l": 0.4}  # smaller in words, which are coarse anyway
 
 
 def sentence(rng: np.random.Generator, sentiment: float) -> str:
@@ -266,34 +262,39 @@ def signal(rng: np.random.Generator, direction: np.ndarray, sentiment: float) ->
     frames = 0 if rng.random() < 0.06 else rng.integers(3, 20)
     x = rng.normal(size=(frames, len(direction))) + sentiment * direction
     x[rng.random(x.shape) < 0.002] = -np.inf  # as in COVAREP
-    x[:, -1] = 7  # real files have constant columns, too
     return x.astype(np.float32)
 
 
-def synthetic(seed: int = 0) -> Corpus:
-    """Generate 900 / 200 / 200 segments. Each modality shows, with noise, a sentiment that all
-    share and a part of its own, so that removing any modality costs accuracy."""
+def synthetic(seed: int = 0, own: float = 0.0, noise: dict[str, float] = NOISE) -> Corpus:
+    """Generate 900 / 200 / 200 segments: modality m shows s + own · o_m + noise_m · e_m.
+
+    All modalities share s, drawn around the mood of the video; o_m and e_m are N(0, 1). The label
+    is y = 3/2 s + own/2 · (o_a + o_v + o_l). So `own` is the size of the part of the label that one
+    modality alone shows: 0 in the world that the paper describes.
+    """
     rng = np.random.default_rng(seed)
-    direction = {"audio": rng.normal(size=12) / 2, "vision": rng.normal(size=8) / 2}
+    direction = {"a": rng.normal(size=12) / 2, "v": rng.normal(size=8) / 2}
     splits, number = {}, 0
     for name, n in zip(SPLITS, (900, 200, 200), strict=True):
-        part = {key: [] for key in ("id", "video", "raw_text", "audio", "vision")}
-        y = []
-        while len(y) < n:
-            number, mood = number + 1, rng.normal(0, 0.3)
-            for clip in range(min(rng.integers(2, 6), n - len(y))):
-                shared, *own = rng.normal((mood, 0, 0, 0), (0.5, 1, 1, 1))
-                part["video"].append(f"synthetic{number:03}")
-                part["id"].append(f"synthetic{number:03}$_${clip}")
-                part["raw_text"].append(sentence(rng, shared + own[2]))
-                y.append(np.clip(round((3 * shared + sum(own)) / 2, 1), -3, 3))
-                for key, extra in zip(direction, own[:2], strict=True):
-                    part[key].append(signal(rng, direction[key], shared + extra))
-        part["regression_labels"] = np.array(y, np.float32)
-        part |= {f"{key}_lengths": np.array([len(x) for x in part[key]]) for key in direction}
-        splits[name] = Split(part, generated=True)
+        segments = []
+        while len(segments) < n:
+            number, mood = number + 1, rng.normal(0, 0.6)
+            video = f"synthetic{number:03}"
+            for clip in range(min(rng.integers(2, 6), n - len(segments))):
+                s = rng.normal(mood, 0.8)
+                o = {m: own * rng.normal() for m in MODALITIES}
+                shown = {m: s + o[m] + noise[m] * rng.normal() for m in MODALITIES}
+                segment = {"id": f"{video}$_${clip}", "video": video}
+                segment["raw_text"] = sentence(rng, shown["l"])
+                for m, key in FRAMES.items():
+                    segment[key] = signal(rng, direction[m], shown[m])
+                    segment[f"{key}_lengths"] = len(segment[key])
+                y = np.clip((3 * s + sum(o.values())) / 2, -3, 3)
+                segments.append({**segment, "regression_labels": y.round(1)})
+        part = {key: [segment[key] for segment in segments] for key in segments[0]}
+        splits[name] = Split(part)
     what = "SYNTHETIC data, 900 / 200 / 200 segments of generated sentences and signals"
-    return Corpus("synthetic", what, splits, {m: len(direction[key]) for m, key in FRAMES.items()})
+    return Corpus("synthetic", what, splits, {m: len(direction[m]) for m in FRAMES})
 
 
 def main() -> None:

@@ -317,14 +317,14 @@ class MSFNConfig:
     alpha: float = 0.2  # α: weight of the adversarial loss L^a
     beta: float = 0.5  # β: weight of the distance loss L^d
     gamma: float = 0.2  # γ: weight of the reconstruction loss L^rl
-    dropout: float = 0.1  # of G and f; embeddings take their own
-    adversarial: Literal["literal", "bounded"] = "literal"  # Eqs. 5–7: see minimax_loss
+    dropout: float = 0.1  # dropout rate; embeddings take their own
+    adversarial: Literal["literal", "bounded"] = "literal"  # −log D(fake), or log(1 − D(fake))
     triplet_features: Literal["h", "x"] = "h"  # Eq. 9: distances between h_m or between x_m
     margin: float = 1.0  # δ: margin of Eq. 9
-    classes: Literal["seven", "sign"] = "seven"  # Eq. 9: see sentiment_classes
+    classes: Literal["seven", "sign"] = "seven"  # Eq. 9: those of Acc-7, or the sign
     detach_target: bool = False  # Eq. 12: no gradient through the target x_m
-    attention: Literal["video", "batch", "segment"] = "video"  # Eq. 13: see attention_mask
-    reduction: Literal["mean", "sum"] = "mean"  # Eqs. 9, 12, 15: the paper prints sums
+    attention: Literal["video", "batch", "segment"] = "video"  # a segment attends to its own …
+    reduction: Literal["mean", "sum"] = "mean"  # Eqs. 9, 12, 15: sums in the print
 
     def __post_init__(self):
         for field in fields(MSFNConfig):

@@ -31,9 +31,9 @@ from tqdm import tqdm
 
 import data
 import plumbing
-from msfn import MSFN, BERTs, LSTMs, MSFNConfig, present
+from msfn import MSFN, BERTs, LSTMs, MSFNConfig
 from plumbing import UserError, devices, encoders, explained, options, processes
-from plumbing.metrics import COLUMNS, epoch_line, metrics, table
+from plumbing.metrics import COLUMNS, epoch_line, metrics, print_results
 from plumbing.runs import RunFolder, read_json
 
 # ── Configuration: defaults < the data set's preset < what the user chose ─────────────────────────
@@ -42,48 +42,12 @@ PRESETS = {  # the defaults are Table 1's MOSI column; an untrained BERT needs l
     "mosei": {"d": 256, "alpha": 0.4, "beta": 0.3, "gamma": 0.1, "batch_size": 16},
     "synthetic": {"d": 64, "learning_rate": 1e-3, "bert": encoders.SMALL},
 }
-HELP = {
-    "data": {
-        "dataset": "the data set, which also chooses the defaults",
-        "data": "its file or folder; otherwise the one under data/, or else fetched",
-        "labels": "CSV with the texts, for a file without them",
-        "modalities": "a subset of avl; the others become empty sequences",
-    },
-    "model": {
-        "d": "width shared by all modalities",
-        "bert": "encoder of Eq. 3: a folder, a name on the hub, or small (2 untrained layers)",
-        "pooling": "Eq. 3: the mean over the tokens, or the first token",
-        "lstm_width": "Eqs. 1, 2: width of each direction of the Bi-LSTM",
-        "dropout": "Table 1's Drop: dropout rate",
-        "attention": "Eq. 13: a segment attends to its video, to its batch, or to itself",
-    },
-    "losses": {
-        "alpha": "α: weight of the adversarial loss L^a",
-        "beta": "β: weight of the distance loss L^d",
-        "gamma": "γ: weight of the reconstruction loss L^rl",
-        "adversarial": "Eqs. 5–7: −log D(fake), as printed, or log(1 − D(fake))",
-        "triplet_features": "Eq. 9: distances between h_m or between x_m",
-        "margin": "δ: margin of Eq. 9",
-        "classes": "Eq. 9: the classes of Acc-7, or the sign",
-        "detach_target": "Eq. 12: no gradient through the target x_m",
-        "reduction": "Eqs. 9, 12, 15: the mean, or the sum, as printed",
-    },
-    "training": {
-        "learning_rate": "Table 1's r: learning rate",
-        "bert_learning_rate": "learning rate of the encoder; otherwise r, as printed",
-        "batch_size": "segments in a batch at most; a longer video is a batch alone",
-        "epochs": "epochs at most",
-        "patience": "stop after this many epochs without a better valid MAE",
-        "clip": "largest gradient norm of each side of the game",
-        "seed": "seeds weights, dropout and batches",
-        "amp": "number format of the forward pass; auto: bf16 on a GPU that computes in it",
-        "device": "cpu, cuda, mps, or auto: an accelerator if there is one",
-    },
-    "run": {
-        "test": "do not evaluate the test split, as in a search for hyper-parameters",
-        "runs": "folder of all runs",
-        "name": "folder of this run in it; otherwise data set and seed, numbered",
-    },
+GROUPS = {  # of --help, which shows the comment beside each field
+    "data": "dataset data labels modalities",
+    "model": "d bert pooling lstm_width dropout attention reduction",
+    "losses": "alpha beta gamma adversarial triplet_features margin classes detach_target",
+    "training": "learning_rate bert_learning_rate batch_size epochs patience clip seed amp device",
+    "run": "test runs name",
 }
 RANGES = {
     "at least 1": (lambda n: n >= 1, "d lstm_width batch_size epochs patience"),
@@ -103,25 +67,25 @@ class Config(MSFNConfig):
     unknown field.
     """
 
-    dataset: Literal["mosi", "mosei", "synthetic"] = "mosi"
-    data: str | None = None
-    labels: str | None = None
-    modalities: str = "avl"
-    bert: str = "google-bert/bert-base-uncased"
-    pooling: Literal["mean", "cls"] = "mean"
-    lstm_width: int = 64
-    learning_rate: float = 1e-4
-    bert_learning_rate: float | None = None
-    batch_size: int = 64
-    epochs: int = 30
-    patience: int = 8
-    clip: float = 1.0
-    seed: int = 0
-    amp: Literal["auto", "off", "bf16"] = "auto"
-    device: str = "auto"
-    test: bool = True
-    runs: str = "runs"
-    name: str | None = None
+    dataset: Literal["mosi", "mosei", "synthetic"] = "mosi"  # it also sets defaults
+    data: str | None = None  # its file or folder; otherwise the one under data/, or else fetched
+    labels: str | None = None  # CSV with the texts, for a file without them
+    modalities: str = "avl"  # a subset of avl; the others become empty sequences
+    bert: str = "google-bert/bert-base-uncased"  # encoder: a folder, a name on the hub, or small
+    pooling: Literal["mean", "cls"] = "mean"  # Eq. 3: the mean over the tokens, or the first token
+    lstm_width: int = 64  # Eqs. 1, 2: width of each direction of the Bi-LSTM
+    learning_rate: float = 1e-4  # Table 1's r: learning rate
+    bert_learning_rate: float | None = None  # learning rate of the encoder; otherwise r, as printed
+    batch_size: int = 64  # segments in a batch at most; a longer video is a batch alone
+    epochs: int = 30  # epochs at most
+    patience: int = 8  # stop after this many epochs without a better valid MAE
+    clip: float = 1.0  # largest gradient norm of each side of the game
+    seed: int = 0  # seeds weights, dropout and batches
+    amp: Literal["auto", "off", "bf16"] = "auto"  # forward pass; auto: bf16 on a GPU that has it
+    device: str = "auto"  # cpu, cuda, mps, or auto: an accelerator if there is one
+    test: bool = True  # evaluate the test split? a search for hyper-parameters must not
+    runs: str = "runs"  # folder of all runs
+    name: str | None = None  # folder of this run in it; otherwise data set and seed, numbered
 
     def __init__(self, **chosen):
         defaults = {field.name: field.default for field in fields(self)}
@@ -141,7 +105,7 @@ class Config(MSFNConfig):
 
 def parse(argv: list[str]) -> tuple[Config | None, str | None, dict]:
     """-> (config, None, {}), or (None, run, changes) after --resume. Raises UserError."""
-    return options.parse(Config, argv, __doc__, PRESETS, HELP)
+    return options.parse(Config, argv, __doc__, PRESETS, GROUPS)
 
 
 def read_config(path: Path, changes: dict | None = None) -> Config:
@@ -179,8 +143,9 @@ def build_msfn(config: Config, widths: dict[str, int], encoder: nn.Module) -> MS
 class Session:
     """Data, model and optimizer of a run. Raises UserError for what the user can fix.
 
-    folder: the run to resume; its checkpoint, if it has one, holds the encoder's weights
+    build: makes the model. folder: the run to resume; its checkpoint holds the encoder's weights
     loaders: has `pretrained` and `rebuild`, as plumbing.encoders does
+    corpus: the data; None: what the configuration names
     """
 
     def __init__(
@@ -189,9 +154,10 @@ class Session:
         build: Build = build_msfn,
         folder: RunFolder | None = None,
         loaders: Any = encoders,
+        corpus: data.Corpus | None = None,
     ):
         self.config, self.device = config, devices.pick(config.device)
-        self.corpus = data.load(config.dataset, config.data, config.labels)
+        self.corpus = corpus or data.load(config.dataset, config.data, config.labels)
         print(self.corpus.description)
         self.standardizer = data.Standardizer.fit(self.corpus["train"])
         torch.manual_seed(config.seed)
@@ -201,12 +167,8 @@ class Session:
             texts = [self.corpus[split].text for split in data.SPLITS]
             loaded = loaders.pretrained(config.bert, texts, self.device, config.amp, config.pooling)
         self.encoder, self.tokenizer = loaded
-        self.segments = {
-            split: data.Segments(
-                self.corpus[split], self.tokenizer, self.standardizer, config.modalities
-            )
-            for split in data.SPLITS
-        }
+        preparation = self.tokenizer, self.standardizer, config.modalities
+        self.segments = {s: data.Segments(self.corpus[s], *preparation) for s in data.SPLITS}
         self.model: Trainable = build(config, self.corpus.dims, self.encoder).to(self.device)
         self.forward = processes.distribute(self.model, self.device)
         self.optimizer = self.adam()
@@ -255,13 +217,14 @@ def discriminator_means(output: NamedTuple) -> dict[str, Tensor]:
 
     {} for fewer than two modalities, and for a model without discriminators
     """
-    logits = {m: present(z, output.rows) for m, z in getattr(output, "logits", {}).items()}
+    logits = getattr(output, "logits", {})
     names = [m for m in logits if len(output.rows[m]) > 0]
     if len(names) < 2:
         return {}
-    real = torch.cat([logits[m][m] for m in names]).sigmoid().mean()
-    fake = torch.cat([logits[m][k] for m in names for k in names if k != m]).sigmoid().mean()
-    return {"d_real": real, "d_fake": fake}
+    rows = output.rows
+    real = torch.cat([logits[m][m][rows[m]] for m in names])
+    fake = torch.cat([logits[m][k][rows[k]] for m in names for k in names if k != m])
+    return {"d_real": real.sigmoid().mean(), "d_fake": fake.sigmoid().mean()}
 
 
 def train_epoch(session: Session, epoch: int) -> dict[str, float]:
@@ -311,14 +274,15 @@ def train(
     build: Build = build_msfn,
     observe: Callable[[Session], dict[str, float]] | None = None,
     loaders: Any = encoders,
+    corpus: data.Corpus | None = None,
 ) -> dict:
     """Train, choose the epoch on valid, read test once -> the content of results.json.
 
-    folder: the run to resume; None: a new one. build: makes the model. observe: its numbers are
-    logged after each epoch. loaders: see Session. Raises UserError.
+    folder: the run to resume; None: a new one. observe: its numbers are logged after each epoch.
+    build, loaders, corpus: see Session. Raises UserError.
     """
     run_began = time.perf_counter()
-    session = Session(config, build, folder, loaders)
+    session = Session(config, build, folder, loaders, corpus)
     name = session.corpus.name
     if folder is None:
         folder = RunFolder.create(config.runs, config.name, f"{name}-seed{config.seed}")
@@ -329,9 +293,10 @@ def train(
     fresh = {"epoch": 0, "best": best, "data": session.corpus.fingerprint}
     progress = folder.load_checkpoint(session.model, session.optimizer, fresh)
     folder.write_config(asdict(config) | {"data": session.corpus.path})  # with --resume's changes
-    epoch = first_epoch = progress["epoch"]
     best = progress["best"]
-    while epoch < config.epochs and epoch - best["epoch"] <= config.patience:
+    for epoch in range(progress["epoch"], config.epochs):
+        if epoch - best["epoch"] > config.patience:
+            break
         epoch_began = time.perf_counter()
         losses = train_epoch(session, epoch)
         valid = metrics(*predict(session, session.segments["valid"]))
@@ -345,17 +310,16 @@ def train(
         if valid["mae"] < best["valid"]["mae"]:
             best = {"epoch": epoch, "valid": valid}
             folder.keep_weights(session.model)
-        epoch += 1
-        progress = {**fresh, "epoch": epoch, "best": best}
-        folder.save_checkpoint(session.model, session.optimizer, progress)
-        line = epoch_line(entry, with_header=entry["epoch"] == first_epoch)
+        reached = {**fresh, "epoch": epoch + 1, "best": best}
+        folder.save_checkpoint(session.model, session.optimizer, reached)
+        line = epoch_line(entry, with_header=epoch == progress["epoch"])
         print(line, flush=True)  # last, since a console can fail
     folder.load_weights(session.model)
     results = {**best, "dataset": name, "seed": config.seed}
     if config.test:
         results["test"] = metrics(*predict(session, session.segments["test"]))
     folder.finish(results)
-    show(results, folder)
+    print_results(results, folder.path)
     print(f"{time.perf_counter() - run_began:.0f} seconds")
     return results
 
@@ -370,34 +334,20 @@ def summary(session: Session) -> str:
     )
 
 
-def show(results: dict, folder: RunFolder) -> None:
-    """Print a finished run's metrics, below the paper's row if it has one."""
-    splits = {split: results[split] for split in data.SPLITS if split in results}
-    print(f"\n{results['dataset']}, epoch {results['epoch']}, the best on valid:")
-    print(table(results["dataset"], splits))
-    print(f"{folder.path} holds metrics.jsonl and the weights, model.safetensors")
-
-
-def main(
-    argv: list[str],
-    build: Build = build_msfn,
-    observe: Callable[[Session], dict] | None = None,
-    loaders: Any = encoders,
-) -> None:
-    """Start a run, resume one, or show one that is finished. Raises UserError."""
+def main(argv: list[str], **parts: Any) -> None:
+    """Start, resume or show a run. parts: build, observe, loaders of `train`. Raises UserError."""
     config, resumed, changes = parse(argv)
+    folder = None if resumed is None else RunFolder(resumed)
     processes.start()
-    if resumed is None:
-        train(config, None, build, observe, loaders)
-        return
-    config, folder = read_config(Path(resumed), changes), RunFolder(resumed)
-    if not folder.results.exists():
-        train(config, folder, build, observe, loaders)
-        return
-    if changes:
+    if folder:
+        config = read_config(folder.path, changes)
+    if folder is None or not folder.results.exists():
+        train(config, folder, **parts)
+    elif changes:
         raise UserError(f"{resumed} is finished: start a new run to train it with other options")
-    with explained(f"{folder.results} is damaged"):
-        show(read_json(folder.results), folder)
+    else:
+        with explained(f"{folder.results} is damaged"):
+            print_results(read_json(folder.results), resumed)
 
 
 if __name__ == "__main__":

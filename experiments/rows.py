@@ -129,7 +129,8 @@ def main(argv: list[str]) -> None:
     if "--resume" not in typed:
         runs = f"runs/{name.replace(' ', '_')}"  # config.json does not name the row
         typed = ["--runs", runs, *row.options.split(), *typed]
-    train.main(typed, row.model, similarity if row.is_msfn else None, row)
+    observe = similarity if row.is_msfn else None
+    train.main(typed, build=row.model, observe=observe, loaders=row)
 
 
 if __name__ == "__main__":

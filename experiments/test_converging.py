@@ -128,7 +128,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(kind, arguments, tmp_path):
     made = build(kind, *arguments)
     train.train(quick(tmp_path, name="whole"), build=made)
     stop_in_the_second_epoch(quick(tmp_path, name="stopped"), made)
-    train.main(["--resume", str(tmp_path / "stopped")], made)
+    train.main(["--resume", str(tmp_path / "stopped")], build=made)
     train.train(quick(tmp_path, name="plain"))
     weights = {n: (tmp_path / n / "model.safetensors").read_bytes() for n in ("whole", "stopped")}
     assert weights["whole"] == weights["stopped"]

@@ -1,6 +1,7 @@
 """The field's metrics, and the table that prints them beside the paper's row."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 
@@ -63,6 +64,14 @@ def table(dataset: str, rows: dict[str, dict[str, float]]) -> str:
         cells = "".join(f"{number(c, row[c]) if c in row else '–':>11}" for c in COLUMNS)
         lines.append(f"{name:20}" + cells)
     return "\n".join(lines)
+
+
+def print_results(results: dict, folder: Path | str) -> None:
+    """Print a finished run's metrics, and where they are. results: the content of results.json"""
+    splits = {split: results[split] for split in ("valid", "test") if split in results}
+    print(f"\n{results['dataset']}, epoch {results['epoch']}, the best on valid:")
+    print(table(results["dataset"], splits))
+    print(f"{folder} holds metrics.jsonl and the weights, model.safetensors")
 
 
 def number(column: str, value: float) -> str:

@@ -5,8 +5,10 @@ not tell what was typed from what is a default.
 """
 
 import argparse
+import inspect
+import re
 from collections.abc import Callable
-from dataclasses import Field, fields
+from dataclasses import Field, fields, is_dataclass
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from plumbing import UserError, printable
@@ -52,17 +54,23 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}\n{self.prog} --help lists the options")
 
 
+def comments(kind: type) -> dict[str, str]:
+    """{field: the comment beside it in the source} of a dataclass and of those it extends."""
+    source = "".join(inspect.getsource(each) for each in kind.__mro__ if is_dataclass(each))
+    return dict(re.findall(r"^    (\w+): .*  # (.+)$", source, re.M))
+
+
 def parse(
     kind: type,
     argv: list[str],
     description: str,
     presets: dict[str, dict[str, Any]],
-    helps: dict[str, dict[str, str]],
+    groups: dict[str, str],
 ) -> tuple[Any, str | None, dict[str, Any]]:
     """Parse a command line. Raises UserError for a typo.
 
     kind: a dataclass. presets: what differs from its defaults, by name, for --help.
-    helps: {group of --help: {field: help text}}
+    groups: {group of --help: names of its fields}
     -> (kind(**typed), None, {}), or (None, RUN, typed) after --resume RUN, beside which only
     RESUMABLE can be typed
     """
@@ -77,11 +85,12 @@ def parse(
         add_help=False,
     )
     hints, by_name = get_type_hints(kind), {each.name: each for each in fields(kind)}
-    for title, texts in helps.items():
+    texts = comments(kind)
+    for title, names in groups.items():
         group = parser.add_argument_group(title)
-        for name, text in texts.items():
+        for name in names.split():
             differing = {key: preset[name] for key, preset in presets.items() if name in preset}
-            add(group, by_name[name], hints[name], text, differing)
+            add(group, by_name[name], hints[name], texts[name], differing)
     changes = ", ".join(map(flag, RESUMABLE))
     text = f"continue this run; of the other options it takes {changes}"
     group.add_argument("--resume", metavar="RUN", help=text)

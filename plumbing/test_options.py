@@ -45,7 +45,7 @@ def test_a_mistake_is_one_message(argv, words, capsys, tmp_path, monkeypatch):
 
 
 def test_help_lists_each_option_once_with_its_defaults(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit) as stop:
         train.parse(["--help"])
     text = capsys.readouterr().out

@@ -43,7 +43,7 @@ def small_corpus():
     small, bert = data.synthetic(), encoders.BertConfig
     small.fingerprint = "of its content"
     for split in small.splits.values():
-        split.__init__({key: values[:60] for key, values in split.part.items()}, generated=True)
+        split.__init__({key: values[:60] for key, values in split.part.items()})
     sizes = {"hidden_size": 16, "intermediate_size": 16}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "synthetic", lambda: small)

@@ -29,7 +29,7 @@ def one_synthetic_corpus():
     corpus = data.synthetic()
     for name, n in SIZES.items():
         part = corpus[name].part
-        corpus.splits[name] = data.Split({k: v[:n] for k, v in part.items()}, generated=True)
+        corpus.splits[name] = data.Split({k: v[:n] for k, v in part.items()})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "synthetic", lambda: corpus)
         yield
@@ -194,7 +194,7 @@ def test_patience_counts_the_epochs_without_a_better_one(tmp_path, monkeypatch):
     maes = iter([0.9, 0.8, 0.8, 0.85, 0.1, 0.2])  # the fifth is test's
     monkeypatch.setattr(train, "train_epoch", lambda *_: {})
     monkeypatch.setattr(train, "metrics", lambda *_: {"mae": next(maes), "corr": 0.0})
-    monkeypatch.setattr(train, "show", lambda *_: None)
+    monkeypatch.setattr(train, "print_results", lambda *_: None)
     results = train.train(quick(tmp_path, epochs=9, patience=2))
     assert results["epoch"] == 1 and results["valid"]["mae"] == 0.8 and next(maes) == 0.2
 
