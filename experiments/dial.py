@@ -1,0 +1,192 @@
+"""When does which loss help? Generated corpora, of which one property is turned like a dial.
+
+    python -m experiments.dial --jobs 2                 # ten seeds of each dial: 80 minutes
+    python -m experiments.dial own --seeds 3            # one dial, fewer seeds
+    python -m experiments.dial --print                  # the tables of finished runs alone
+    python -m experiments.dial --print --draw dial.png  # and the picture of own; needs matplotlib
+
+    own     size of the part of the label that each modality alone shows; 0: all show the same
+    train   number of segments to train with
+    noise   noise of audio
+
+Seed s trains on the corpus of seed s, so that intervals hold over corpora, too. The table of a dial
+shows what a loss adds to test MAE (below 0: it helps), and what it adds if one modality is missing
+in test. Each run is a line of --results; the same command continues where it stopped.
+"""
+
+import contextlib
+import csv
+import io
+import multiprocessing
+import statistics
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import data
+import plumbing
+import train
+from experiments import markdown, parser
+from experiments.predict import load
+from experiments.rows import ROWS
+from experiments.tables import T95
+from plumbing import UserError
+from plumbing.metrics import metrics
+from plumbing.runs import replacing
+
+DIALS = {"own": (0.0, 0.25, 0.5, 0.75, 1.0), "train": (100, 300, 900), "noise": (0.5, 2.0)}
+TRAINED = ("MSFN", "bounded", "without L^a", "without L^d", "without L^rl", "task loss only")
+EFFECTS = {  # what is added: (the row with it, the row without it)
+    "L^a, as printed": ("MSFN", "without L^a"),
+    "L^a, bounded": ("bounded", "without L^a"),
+    "L^d": ("MSFN", "without L^d"),
+    "L^rl": ("MSFN", "without L^rl"),
+    "all three, as printed": ("MSFN", "task loss only"),
+    "all three, bounded": ("bounded", "task loss only"),
+    "L^d and L^rl": ("without L^a", "task loss only"),
+}
+PANELS = {  # of the picture: title: effects
+    "one loss, added to the others": ("L^a, as printed", "L^a, bounded", "L^d", "L^rl"),
+    "losses, added to the task loss": list(EFFECTS)[4:],
+}
+COLUMNS = ("own", "train", "noise", "row", "seed", "valid", "test", "no a", "no v", "no l")
+Results = dict[tuple, dict[str, float]]  # {(own, train, noise, row, seed): {"test": MAE, …}}
+
+
+# ── Runs ──────────────────────────────────────────────────────────────────────────────────────────
+def positions(dial: str) -> list[tuple[float, int, float]]:
+    """(own, train, noise) at each position of a dial; the other two are as in README."""
+    usual = {"own": 0.0, "train": 900, "noise": data.NOISE["a"]}
+    return [tuple((usual | {dial: value}).values()) for value in DIALS[dial]]
+
+
+def run(own: float, segments: int, noise: float, row: str, seed: int) -> tuple:
+    """Train one row on one corpus -> its line of the results."""
+    torch.set_num_threads(1)
+    corpus = data.synthetic(seed, own, {**data.NOISE, "a": noise})
+    part = {key: values[:segments] for key, values in corpus["train"].part.items()}
+    corpus.splits["train"] = data.Split(part)
+    with tempfile.TemporaryDirectory() as runs, contextlib.redirect_stdout(io.StringIO()):
+        options = ["--dataset", "synthetic", "--seed", str(seed), "--runs", runs, "--name", "run"]
+        config = train.parse([*options, *ROWS[row].options.split()])[0]
+        results = train.train(config, build=ROWS[row].build, corpus=corpus)
+        model, test = load(Path(runs, "run")), corpus["test"]
+        missing = [metrics(model.split(test, m), test.y)["mae"] for m in ("vl", "al", "av")]
+    maes = [results["valid"]["mae"], results["test"]["mae"], *missing]
+    return (own, segments, noise, row, seed, *(round(mae, 5) for mae in maes))
+
+
+def read(path: Path) -> Results:
+    """The lines of a file of results; {} if there is none."""
+    if not path.exists():
+        return {}
+    with open(path, newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    results = {}
+    for n in lines:
+        place = float(n["own"]), int(n["train"]), float(n["noise"]), n["row"], int(n["seed"])
+        results[place] = {name: float(n[name]) for name in COLUMNS[5:]}
+    return results
+
+
+def sweep(path: Path, dials: list[str], seeds: range, jobs: int) -> None:
+    """Train what `path` does not hold yet, and append a line when a run ends."""
+    corpora = dict.fromkeys(place for dial in dials for place in positions(dial))
+    finished = read(path)
+    work = [(*place, row, seed) for place, seed, row in product(corpora, seeds, TRAINED)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        if not finished:
+            writer.writerow(COLUMNS)
+        # spawn: a forked process may hang in the thread pools of its parent
+        with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+            runs = [pool.submit(run, *one) for one in work if one not in finished]
+            for done in as_completed(runs):
+                writer.writerow(done.result())
+                file.flush()
+
+
+# ── Tables and the picture ────────────────────────────────────────────────────────────────────────
+def effect(results: Results, place: tuple, name: str, columns: tuple) -> tuple[float, float] | None:
+    """What a loss adds to the mean of `columns` -> mean over the seeds, half its 95 % interval."""
+    added, base = EFFECTS[name]
+    differences = []
+    for seed in range(10):
+        pair = results.get((*place, added, seed)), results.get((*place, base, seed))
+        if None not in pair:
+            one, other = (statistics.fmean(line[c] for c in columns) for line in pair)
+            differences.append(one - other)
+    if len(differences) < 2:
+        return None
+    n = len(differences)
+    half = T95[n - 2] * statistics.stdev(differences) / n**0.5
+    return statistics.fmean(differences), half
+
+
+def table(results: Results, dial: str, columns: tuple) -> str:
+    """Each effect at each position of a dial."""
+    rows = []
+    for name in EFFECTS:
+        cells = [effect(results, place, name, columns) for place in positions(dial)]
+        rows.append([name, *("–" if c is None else f"{c[0]:+.3f} ± {c[1]:.3f}" for c in cells)])
+    return markdown([f"test MAE; {dial} =", *map(str, DIALS[dial])], rows)
+
+
+def draw(results: Results, path: Path) -> None:
+    """The effects over the dial `own`, with bands of 95 %. Needs matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError("pictures need matplotlib: pip install matplotlib") from None
+    figure = Figure(figsize=(9, 4.4), layout="constrained")
+    for axis, (title, names) in zip(
+        figure.subplots(1, 2, sharey=True), PANELS.items(), strict=True
+    ):
+        for name in names:
+            effects = [effect(results, place, name, ("test",)) for place in positions("own")]
+            mean, half = np.array(effects, float).T
+            (line,) = axis.plot(DIALS["own"], mean, marker="o", label=name)
+            axis.fill_between(
+                DIALS["own"], mean - half, mean + half, color=line.get_color(), alpha=0.2
+            )
+        axis.axhline(0, c="grey", ls=":")
+        axis.set(title=title, ylabel="added to test MAE; below 0 it helps", xticks=DIALS["own"])
+        axis.label_outer()
+        axis.legend()
+    figure.supxlabel("own: the part of the label that each modality alone shows", fontsize=11)
+    with replacing(path) as beside:
+        figure.savefig(beside, format="png", dpi=150)
+    print(path)
+
+
+def main(argv: list[str]) -> None:
+    own = parser(__doc__)
+    own.add_argument("dials", nargs="*", metavar="DIAL", help=", ".join(DIALS))
+    own.add_argument("--seeds", type=int, default=10, choices=range(1, 11), help="0 … N-1 (10)")
+    own.add_argument("--jobs", type=int, default=1, help="runs side by side (1)")
+    own.add_argument("--results", type=Path, default=Path("runs/dial.csv"), help="(runs/dial.csv)")
+    own.add_argument("--print", action="store_true", help="start no run")
+    own.add_argument("--draw", type=Path, metavar="PNG", help="draw the dial own")
+    typed = own.parse_args(argv)
+    dials = typed.dials or list(DIALS)
+    if unknown := set(dials) - set(DIALS):
+        own.error(f"no dial {unknown.pop()!r}, only {', '.join(DIALS)}")
+    if not typed.print:
+        sweep(typed.results, dials, range(typed.seeds), typed.jobs)
+    results = read(typed.results)
+    for dial in dials:
+        print(table(results, dial, ("test",)))
+        print("\nwith one modality missing in test:\n")
+        print(table(results, dial, ("no a", "no v", "no l")), "\n")
+    if typed.draw:
+        draw(results, typed.draw)
+
+
+if __name__ == "__main__":
+    sys.exit(plumbing.run(main, sys.argv[1:]))

@@ -1,0 +1,81 @@
+"""dial.py, and the corpora that it turns."""
+
+import numpy as np
+import pytest
+
+import data
+import plumbing
+import train
+from experiments import dial
+
+
+def explained_variance(modalities: str, own: float, noise: float) -> float:
+    """R² of a linear regression from these modalities to y, on segments that have frames."""
+    part = data.synthetic(own=own, noise=dict.fromkeys("avl", noise))["train"].part
+    grades = {word: grade for grade, words in data.GRADES.items() for word in words.split()}
+    shown = {m: [] for m in modalities}
+    rows = [i for i in range(900) if len(part["audio"][i]) and len(part["vision"][i])]
+    for m, i in ((m, i) for m in modalities for i in rows):
+        if m == "l":
+            told = [grades[word] for word in part["raw_text"][i].split() if word in grades]
+            shown[m].append([np.mean(told)])
+        else:
+            frames = part[data.FRAMES[m]][i]
+            shown[m].append(np.where(np.isfinite(frames), frames, 0).mean(0))
+    X = np.hstack([np.ones((len(rows), 1)), *shown.values()])
+    y = np.array(part["regression_labels"])[rows]
+    return 1 - (y - X @ np.linalg.lstsq(X, y, rcond=None)[0]).var() / y.var()
+
+
+def test_own_parts_are_told_by_all_together_and_noise_by_none():
+    for m in "avl":
+        assert explained_variance(m, own=0, noise=0) > 0.85
+        assert explained_variance(m, own=1, noise=0) < 0.75
+    assert explained_variance("avl", own=1, noise=0) > 0.9
+    assert explained_variance("avl", own=0, noise=1) < 0.8
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """One epoch on ten segments, of one loss at two positions."""
+    monkeypatch.setitem(train.PRESETS["synthetic"], "epochs", 1)
+    monkeypatch.setattr(dial, "DIALS", {"own": (0.0, 1.0), "train": (10,)})
+    monkeypatch.setattr(dial, "TRAINED", ("MSFN", "without L^a"))
+
+
+def test_a_run_reports_each_position_with_its_own_options(quick, tmp_path):
+    lines = {own: dial.run(own, 10, 0.5, "MSFN", 3) for own in (0.0, 1.0)}
+    assert lines[0.0][:5] == (0.0, 10, 0.5, "MSFN", 3)
+    assert len(lines[0.0]) == len(dial.COLUMNS) and lines[0.0][5:] != lines[1.0][5:]
+    assert dial.run(0.0, 10, 0.5, "MSFN", 3) == lines[0.0]
+    assert dial.run(0.0, 10, 0.5, "without L^a", 3)[5:] != lines[0.0][5:]
+
+
+def test_effects_are_paired_and_finished_runs_are_not_run_again(quick, tmp_path, capsys):
+    path = tmp_path / "dial.csv"
+    lines = [",".join(dial.COLUMNS)]
+    for own, seed in ((own, seed) for own in (0.0, 1.0) for seed in (0, 1)):
+        for row, mae in (("MSFN", 0.5 + own / 10), ("without L^a", 0.4 + seed / 100)):
+            lines.append(f"{own},900,0.5,{row},{seed},0,{mae + seed},{mae},{mae},{mae + 3}")
+    path.write_text("\n".join(lines) + "\n")
+    arguments = ["own", "--seeds", "2", "--results", str(path)]
+    assert plumbing.run(dial.main, arguments) == 0
+    assert path.read_text() == "\n".join(lines) + "\n"
+    printed = capsys.readouterr().out
+    half = 12.706 * 0.01 * 0.5**0.5 / 2**0.5
+    assert f"| L^a, as printed | +0.095 ± {half:.3f} | +0.195 ± {half:.3f} |" in printed
+    assert printed.count("| L^rl | – | – |") == 2
+    with pytest.raises(SystemExit):
+        dial.main(["noise", "x"])
+
+
+def test_the_picture_is_drawn_from_finished_runs(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    results = {
+        (*place, row, seed): {"test": seed + number}
+        for place in dial.positions("own")
+        for number, row in enumerate(dial.TRAINED)
+        for seed in range(2)
+    }
+    dial.draw(results, tmp_path / "dial.png")
+    assert (tmp_path / "dial.png").read_bytes()[:4] == b"\x89PNG"
