@@ -28,7 +28,7 @@ from msfn import present
 from plumbing import UserError
 
 # ── What the baselines share ──────────────────────────────────────────────────────────────────────
-Inputs = dict[str, tuple[Tensor, Tensor]]
+Sequences = dict[str, tuple[Tensor, Tensor]]  # {m: (values (B, T, d), 0 past the end; lengths)}
 Prediction = namedtuple("Prediction", "prediction")  # ŷ: (B,), all that the loss needs
 L1 = namedtuple("L1", "total")
 
@@ -39,6 +39,19 @@ class Baseline(nn.Module):
     def __init__(self, encoder: nn.Module):
         super().__init__()
         self.encoder = encoder
+
+    def read(self, inputs: dict[str, tuple[Tensor, Tensor]]) -> Sequences:
+        """Frames of audio and video and the encoder's last layer, 0 past the end, with lengths."""
+        sequences = {}
+        for m, (values, n) in inputs.items():
+            n = n.to(values.device)
+            steps = torch.arange(values.shape[1], device=values.device)
+            mask = steps < n[:, None]  # (B, T)
+            if m == "l":
+                attended = mask | (steps == 0)  # an empty sentence, too: softmax needs one position
+                values = self.encoder(values, attention_mask=attended.long()).last_hidden_state
+            sequences[m] = values * mask[:, :, None], n
+        return sequences
 
     def losses(self, output: NamedTuple, y: Tensor) -> NamedTuple:
         return L1(F.l1_loss(output.prediction, y))
@@ -60,30 +73,13 @@ class BatchNorm(nn.BatchNorm1d):
         return F.batch_norm(x, *statistics, self.weight, self.bias, eps=self.eps)
 
 
-def true_steps(values: Tensor, lengths: Tensor) -> Tensor:
-    """(B, T) bool: True where a step is not padding"""
-    steps = torch.arange(values.shape[1], device=values.device)
-    return steps < lengths.to(values.device)[:, None]
+def mean_over_time(values: Tensor, n: Tensor) -> Tensor:
+    """(1/n) Σ_{t<n} x_t, 0 if n = 0.  values: (B, T, d), 0 past the end; n: (B,) -> (B, d)"""
+    return values.sum(1) / n[:, None].clamp(min=1)
 
 
-def token_states(encoder: nn.Module, input_ids: Tensor, lengths: Tensor) -> Tensor:
-    """The encoder's last layer, 0 past the end: (B, T, D)"""
-    mask = true_steps(input_ids, lengths)
-    attended = mask.clone()
-    attended[:, 0] = True  # in an empty sentence the first padding: a softmax needs one position
-    states = encoder(input_ids, attention_mask=attended.long()).last_hidden_state
-    return states * mask[:, :, None]
-
-
-def mean_over_time(values: Tensor, lengths: Tensor) -> Tensor:
-    """(1/n) Σ_{t<n} x_t over the n true steps, 0 if n = 0: (B, d)"""
-    n = lengths.to(values.device)[:, None].clamp(min=1)
-    return (values * true_steps(values, lengths)[:, :, None]).sum(1) / n
-
-
-def last_step(states: Tensor, lengths: Tensor) -> Tensor:
+def last_step(states: Tensor, n: Tensor) -> Tensor:
     """The state of an LSTM at the last true step, 0 without a step: (B, T, width) -> (B, width)"""
-    n = lengths.to(states.device)
     rows = torch.arange(len(n), device=n.device)
     return states[rows, (n - 1).clamp(min=0)] * (n > 0)[:, None]
 
@@ -101,9 +97,9 @@ def mean_of(values: Tensor) -> Tensor:
     return values.sum() / max(values.numel(), 1)
 
 
-def present_rows(inputs: Inputs) -> dict[str, Tensor]:
-    """{m: the segments in which m is present}: (B_m,) int64 on the device of the values"""
-    return {m: n.nonzero()[:, 0].to(values.device) for m, (values, n) in inputs.items()}
+def present_rows(X: Sequences) -> dict[str, Tensor]:
+    """{m: the segments in which m is present}: (B_m,) int64"""
+    return {m: n.nonzero()[:, 0] for m, (_, n) in X.items()}
 
 
 # ── TFN and LMF ───────────────────────────────────────────────────────────────────────────────────
@@ -113,7 +109,7 @@ class Unimodal(nn.Module):
     h_a, h_v = U_a(x_a), U_v(x_v):  the mean over time, BatchNorm, three times Linear and ReLU
     h_l = U_l(X_l):                 LSTM's end state, then Linear
 
-    inputs -> {m: (B, frames) for a and v, (B, text) for l}
+    X -> {m: (B, frames) for a and v, (B, text) for l}
     """
 
     def __init__(self, widths: dict[str, int], D: int, frames: int, text: int, dropout: float):
@@ -125,10 +121,10 @@ class Unimodal(nn.Module):
         self.lstm = nn.LSTM(D, 128, batch_first=True)
         self.text = nn.Sequential(nn.Dropout(dropout), nn.Linear(128, text))
 
-    def forward(self, encoder: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
-        states = token_states(encoder, *inputs["l"])
-        h = {m: self.frames[m](mean_over_time(*inputs[m])) for m in ("a", "v")}
-        return h | {"l": self.text(last_step(self.lstm(states)[0], inputs["l"][1]))}
+    def forward(self, X: Sequences) -> dict[str, Tensor]:
+        states, n = X["l"]
+        h = {m: self.frames[m](mean_over_time(*X[m])) for m in ("a", "v")}
+        return h | {"l": self.text(last_step(self.lstm(states)[0], n))}
 
 
 def with_one(h: Tensor) -> Tensor:
@@ -163,8 +159,8 @@ class TFN(Baseline):
         self.unimodal = Unimodal(widths, encoder.config.hidden_size, d, d, drop)
         self.f = nn.Sequential(nn.Dropout(drop), *dense((1 + d) ** 3, hidden, hidden, 1))
 
-    def forward(self, inputs: Inputs, video: Tensor | None = None) -> Prediction:
-        Z = tensor_fusion(self.unimodal(self.encoder, inputs))
+    def forward(self, inputs: dict, video: Tensor | None = None) -> Prediction:
+        Z = tensor_fusion(self.unimodal(self.read(inputs)))
         return Prediction(6 * self.f(Z.flatten(1)).squeeze(1).sigmoid() - 3)
 
 
@@ -202,8 +198,8 @@ class LMF(Baseline):
             nn.init.xavier_normal_(weight)
         self.b = nn.Parameter(torch.zeros(()))
 
-    def forward(self, inputs: Inputs, video: Tensor | None = None) -> Prediction:
-        h = self.unimodal(self.encoder, inputs)
+    def forward(self, inputs: dict, video: Tensor | None = None) -> Prediction:
+        h = self.unimodal(self.read(inputs))
         return Prediction(low_rank_fusion(h, self.factors, self.w[0]) + self.b)
 
 
@@ -215,7 +211,7 @@ def align(values: Tensor, frames: Tensor, words: Tensor, T: int) -> Tensor:
 
     values: (B, T_m, d), frames: (B,) in 0..T_m, words: (B,) in 1..T -> (B, T, d)
     """
-    f, n = (x.to(values.device)[:, None] for x in (frames, words))
+    f, n = frames[:, None], words[:, None]
     w = torch.arange(T, device=values.device)[None]
     is_word = w < n
     first = w * f // n * is_word
@@ -262,20 +258,20 @@ class MFN(Baseline):
         seen = torch.cat([c_hat, u], dim=1)
         return self.G1(seen).sigmoid() * u + self.G2(seen).sigmoid() * self.U(c_hat).tanh()
 
-    def forward(self, inputs: Inputs, video: Tensor | None = None) -> Prediction:
-        text = token_states(self.encoder, *inputs["l"]).to(self.f[0].weight.dtype)
-        n = inputs["l"][1].clamp(min=1)
-        x = {"l": text} | {m: align(*inputs[m], n, text.shape[1]) for m in ("a", "v")}
+    def forward(self, inputs: dict, video: Tensor | None = None) -> Prediction:
+        X = self.read(inputs)
+        text, n = X["l"][0].to(self.f[0].weight.dtype), X["l"][1].clamp(min=1)
+        x = {"l": text} | {m: align(*X[m], n, text.shape[1]) for m in ("a", "v")}
         # bf16 on a CPU compiles its kernels for each new size, and here each step has its own.
         with torch.autocast(text.device.type, enabled=False):
-            end = self.read(x, n)
+            end = self.word_by_word(x, n)
         return Prediction(self.f(end).squeeze(1))
 
-    def read(self, x: dict[str, Tensor], n: Tensor) -> Tensor:
+    def word_by_word(self, x: dict[str, Tensor], n: Tensor) -> Tensor:
         """[h_T^l; h_T^a; h_T^v; u_T] of each segment.  x[m]: (B, T, d_m), n: (B,) in 1..T"""
         B, T = x["l"].shape[:2]
         # The longest first: at step t the first k segments continue, the others keep their state.
-        order = n.argsort(descending=True).to(x["l"].device)
+        order = n.argsort(descending=True)
         x = {m: values[order] for m, values in x.items()}
         h = {m: x[m].new_zeros(B, cell.hidden_size) for m, cell in self.cells.items()}
         c, u = dict(h), x["l"].new_zeros(B, self.U[-1].out_features)
@@ -293,7 +289,7 @@ class MFN(Baseline):
 class BiLSTM(nn.Module):
     """Both directions' states at each step, and both end states.
 
-    X: (B, T, d), lengths: (B,) in 0..T -> (B, T, 2 width), (B, 2 width), 0 of an empty sequence
+    X: (B, T, d), n: (B,) in 0..T -> (B, T, 2 width), (B, 2 width), 0 of an empty sequence
     """
 
     def __init__(self, d: int, width: int):
@@ -301,13 +297,12 @@ class BiLSTM(nn.Module):
         self.ahead = nn.LSTM(d, width, batch_first=True)
         self.back = nn.LSTM(d, width, batch_first=True)
 
-    def forward(self, X: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        n = lengths.to(X.device)[:, None]  # (B, 1)
+    def forward(self, X: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
         rows = torch.arange(len(X), device=X.device)[:, None]
-        steps = torch.arange(X.shape[1], device=X.device)
-        flip = torch.where(steps < n, n - 1 - steps, steps)  # each sequence inside its true length
+        steps, last = torch.arange(X.shape[1], device=X.device), n[:, None] - 1
+        flip = torch.where(steps <= last, last - steps, steps)  # inside each true length
         ahead, back = self.ahead(X)[0], self.back(X[rows, flip])[0]
-        end = torch.cat([last_step(ahead, lengths), last_step(back, lengths)], dim=1)
+        end = torch.cat([last_step(ahead, n), last_step(back, n)], dim=1)
         return torch.cat([ahead, back[rows, flip]], dim=2), end
 
 
@@ -381,22 +376,22 @@ class MISA(Baseline):
         self.attention = nn.TransformerEncoderLayer(d, 2, 2048, batch_first=True)
         self.f = nn.Sequential(*dense(6 * d, 3 * d, 1, dropout=config.dropout))
 
-    def frames(self, m: str, values: Tensor, lengths: Tensor) -> Tensor:
+    def frames(self, m: str, values: Tensor, n: Tensor) -> Tensor:
         first, norm, second = self.lstms[m]
-        states, end = first(values, lengths)
-        return torch.cat([end, second(norm(states), lengths)[1]], dim=1)  # (B, 4 d_m)
+        states, end = first(values, n)
+        return torch.cat([end, second(norm(states), n)[1]], dim=1)  # (B, 4 d_m)
 
-    def forward(self, inputs: Inputs, video: Tensor | None = None) -> MISAOutput:
-        vectors = {m: self.frames(m, *inputs[m]) for m in ("v", "a")}
-        states = token_states(self.encoder, *inputs["l"])
-        vectors["l"] = mean_over_time(states, inputs["l"][1])
+    def forward(self, inputs: dict, video: Tensor | None = None) -> MISAOutput:
+        X = self.read(inputs)
+        vectors = {m: self.frames(m, *X[m]) for m in ("v", "a")}
+        vectors["l"] = mean_over_time(*X["l"])
         u = {m: layers(vectors[m]) for m, layers in self.projections.items()}  # l, v, a
         private = {m: self.private[m](u[m]) for m in u}
         shared = {m: self.shared(u[m]) for m in u}
         decoded = {m: self.decoders[m](private[m] + shared[m]) for m in u}
         tokens = torch.stack([*private.values(), *shared.values()], dim=1)  # (B, 6, d)
         prediction = self.f(self.attention(tokens).flatten(1)).squeeze(1)
-        return MISAOutput(prediction, present_rows(inputs), u, private, shared, decoded)
+        return MISAOutput(prediction, present_rows(X), u, private, shared, decoded)
 
     def losses(self, output: MISAOutput, y: Tensor) -> MISALosses:
         rows, u, p, s = output.rows, output.u, output.private, output.shared
@@ -482,17 +477,17 @@ class ICCN(Baseline):
         layers = dense(D + 2 * self.width, config.d, 1, dropout=config.dropout)
         self.f = nn.Sequential(nn.Dropout(config.dropout), *layers)
 
-    def forward(self, inputs: Inputs, video: Tensor | None = None) -> ICCNOutput:
-        h_t, K = mean_over_time(token_states(self.encoder, *inputs["l"]), inputs["l"][1]), {}
+    def forward(self, inputs: dict, video: Tensor | None = None) -> ICCNOutput:
+        X = self.read(inputs)
+        h_t, K = mean_over_time(*X["l"]), {}
         for m in ("a", "v"):
-            values, lengths = inputs[m]
-            values = values * true_steps(values, lengths)[:, :, None]
+            values, n = X[m]
             seen = self.convolution[m](values.transpose(1, 2)).transpose(1, 2)
-            h = last_step(self.lstm[m](seen.relu())[0], lengths)
+            h = last_step(self.lstm[m](seen.relu())[0], n)
             H = torch.einsum("bi,bj->bij", h_t.detach(), h)
             K[m] = self.cnn[m](H[:, None])
         features = torch.cat([K["a"], h_t, K["v"]], dim=1)
-        complete = torch.stack([n > 0 for _, n in inputs.values()]).all(0).to(features.device)
+        complete = torch.stack([n > 0 for _, n in X.values()]).all(0)
         return ICCNOutput(self.f(features).squeeze(1), complete, K)
 
     def losses(self, output: ICCNOutput, y: Tensor) -> ICCNLosses:
@@ -604,14 +599,14 @@ class ARGF(Baseline):
     def parameter_groups(self) -> list[dict]:
         return [{"params": list(self.parameters()), "betas": (0.5, 0.999)}]
 
-    def forward(self, inputs: Inputs, video: Tensor | None = None) -> ARGFOutput:
-        x = {m: mean_over_time(*inputs[m]) for m in ("a", "v")}
-        x["l"] = mean_over_time(token_states(self.encoder, *inputs["l"]), inputs["l"][1])
+    def forward(self, inputs: dict, video: Tensor | None = None) -> ARGFOutput:
+        X = self.read(inputs)
+        x = {m: mean_over_time(*X[m]) for m in MODALITIES}
         e = {m: self.encoders[m](x[m]) for m in MODALITIES}
         decoded = {m: self.decoders[m](e[m]) for m in MODALITIES}
         unimodal = {m: self.classifier(e[m]).squeeze(1) for m in MODALITIES}
         prediction = self.g(self.graph({m: e[m].detach() for m in MODALITIES})).squeeze(1)
-        return ARGFOutput(prediction, present_rows(inputs), x, e, decoded, unimodal)
+        return ARGFOutput(prediction, present_rows(X), x, e, decoded, unimodal)
 
     def losses(self, output: ARGFOutput, y: Tensor) -> ARGFLosses:
         rows, e = output.rows, present(output.e, output.rows)
