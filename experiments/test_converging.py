@@ -3,7 +3,6 @@
 import itertools
 import json
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -98,28 +97,22 @@ def test_cmd_replaces_the_game():
 
 def test_the_mean_follows_each_step_and_evaluation_uses_it_alone():
     session = train.Session(quick(), build(Averaged, 0.9))
-    model, batches = session.model, train.loader(session.segments["train"], session.config, 0)
-    named = dict(model.named_parameters())
-    live = [named[name] for name, _ in model.mean.named_parameters()]
-    start, expected = [p.detach().clone() for p in live], None
-    trained = {id(p) for group in session.optimizer.param_groups for p in group["params"]}
-    assert trained == set(map(id, live))
-    for batch in batches:
+    model, expected = session.model, None
+    live = {n: p for n, p in model.named_parameters() if not n.startswith("mean.")}
+    trained = [p for group in session.optimizer.param_groups for p in group["params"]]
+    assert set(map(id, trained)) == set(map(id, live.values()))
+    for batch in train.loader(session.segments["train"], session.config, 0):
         train.train_step(session, batch)
-        weights = [p.detach().clone() for p in live]
-        if expected is not None:
-            weights = [0.9 * a + 0.1 * w for a, w in zip(expected, weights, strict=True)]
-        expected = weights
-    batch = next(iter(train.loader(session.segments["valid"], session.config)))
+        weights = {name: p.detach().clone() for name, p in live.items()}
+        before = expected or weights
+        expected = {name: 0.9 * before[name] + 0.1 * w for name, w in weights.items()}
     model.eval()
     evaluated = model(batch.inputs, batch.video).prediction
-    for mean, weights, before in zip(model.mean.parameters(), expected, start, strict=True):
-        close(mean.detach(), weights, atol=1e-6)
-        assert not mean.requires_grad and mean.grad is None and (mean != before).any()
-    for p in live:
-        p.data.zero_()
+    for name, p in model.mean.named_parameters():
+        close(p, expected[name], atol=1e-6)
+        assert not p.requires_grad
+        live[name].data.zero_()
     assert torch.equal(model(batch.inputs, batch.video).prediction, evaluated)
-    assert int(model.steps) == len(batches)
 
 
 @pytest.mark.parametrize("kind, arguments", [(Averaged, [0.9]), (Converging, [0.9, 3.0])])
@@ -137,7 +130,6 @@ def test_a_stopped_run_resumes_to_the_same_bits(kind, arguments, tmp_path):
     assert (losses[0] == losses[1]) == (kind is Averaged)
     model = train.Session(quick(), build_of(tmp_path / "whole")).model
     RunFolder(tmp_path / "whole").load_weights(model)
-    assert build_of(tmp_path / "plain") is train.build_msfn
 
 
 def test_the_game_moves_generators_and_discriminators_alone(tmp_path, monkeypatch, capsys):
@@ -173,11 +165,10 @@ def test_counting_triplets_gives_the_loss_and_its_gradient(ties, seed, y, margin
 
 
 def test_counting_in_half_precision_and_with_wrong_arguments():
-    h, many = 100 * normal(0, 300, 8).float(), torch.arange(300) % 2
+    h, y = 100 * normal(0, 300, 8).float(), torch.arange(300) % 2
     with torch.autocast("cpu", torch.bfloat16):
-        close(triplet_loss_large(h, many), triplet_loss_large(h.double(), many), atol=1e-3)
-    assert triplet_loss_large(h.half(), many).dtype == torch.float32
-    for wrong in ((h, many.double()), (h[None], many[None]), (h, many[:2]), (h, many, 1.0, "no")):
+        close(triplet_loss_large(h, y), triplet_loss_large(h.double(), y), atol=1e-3)
+    assert triplet_loss_large(h.half(), y).dtype == torch.float32
+    for wrong in ((h, y.double()), (h[None], y[None]), (h, y[:2]), (h, y, 1.0, "no")):
         with pytest.raises(ValueError, match="must be"):
             triplet_loss_large(*wrong)
-    assert np.isfinite(triplet_loss_large(h[:1], many[:1]).item())
