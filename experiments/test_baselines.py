@@ -45,15 +45,14 @@ def small_encoder():
     return Packed(BertModel(config, add_pooling_layer=False))
 
 
-def made(row, dropout=0.0, d=6, **typed):
-    """The row's model in float64."""
-    config = train.Config(d=d, dropout=dropout, **typed)
+def made(row):
+    """The row's model in float64, without dropout."""
     encoder = small_encoder()
     torch.manual_seed(1)
-    model = ROWS[row].model(config, WIDTHS, encoder).double()
+    model = ROWS[row].model(train.Config(d=6, dropout=0.0), WIDTHS, encoder).double()
     for part in model.modules():  # the one rate that a library sets for itself
         if isinstance(part, nn.Dropout | nn.MultiheadAttention):
-            part.dropout, part.p = dropout, dropout
+            part.dropout = part.p = 0.0
     return model
 
 
@@ -69,9 +68,9 @@ def segments(seed, B, lengths=None, T=7):
     return inputs, video, normal(seed + 3, B).clamp(-1.4, 1.4) * 2
 
 
-def tried(row, B, absent):
+def tried(row, B, absent, train=True):
     """A model, and its output and losses for B segments. absent: {m: the segments without m}"""
-    model, (inputs, video, y) = made(row), segments(4, B)
+    model, (inputs, video, y) = made(row).train(train), segments(4, B)
     for m, empty in absent.items():
         inputs[m][1][empty] = 0
     present = {m: n.nonzero()[:, 0].tolist() for m, (_, n) in inputs.items()}
@@ -95,71 +94,39 @@ def states_of(model, one):
     return model.encoder(ids, attention_mask=torch.ones_like(ids)).last_hidden_state
 
 
-# ── TFN, LMF ──────────────────────────────────────────────────────────────────────────────────────
-@given(seeds, st.tuples(*[st.integers(1, 4)] * 4))
-def test_tfn_every_product_of_one_two_and_three(seed, sizes):
-    B, *widths = sizes
-    h = {m: normal(seed + i, B, d) for i, (m, d) in enumerate(zip("avl", widths, strict=True))}
-    Z = baselines.tensor_fusion(h)
-    assert Z.shape == (B, *(d + 1 for d in widths))
-    for b, i, j, k in itertools.product(*map(range, Z.shape)):
-        expected = 1.0
-        for m, index in zip("avl", (i, j, k), strict=True):
-            expected *= h[m][b, index - 1] if index else 1
-        close(Z[b, i, j, k], expected)
-
-
-@given(seeds, st.integers(1, 5))
-def test_lmf_is_tfn_times_a_tensor_of_low_rank(seed, R):
-    h = {m: normal(seed + i, 3, i + 2) for i, m in enumerate("avl")}
-    factors = {m: normal(seed + 5 + i, R, i + 3) for i, m in enumerate("avl")}
-    w = normal(seed + 9, R)
-    W = sum(w[r] * torch.einsum("i,j,k->ijk", *(factors[m][r] for m in "avl")) for r in range(R))
-    expected = (baselines.tensor_fusion(h) * W).flatten(1).sum(1)
-    close(baselines.low_rank_fusion(h, factors, w), expected)
-
-
+# ── TFN, LMF, MFN ─────────────────────────────────────────────────────────────────────────────────
 @pytest.mark.parametrize("row", ["TFN (B)", "LMF (B)"])
 def test_tfn_and_lmf_by_hand(row):
-    """Each subnetwork by its own layers, one segment at a time; then the fusion, bound and bias."""
-    model, (inputs, video, y) = made(row).eval(), segments(3, 4)
-    inputs["l"][1][1] = inputs["a"][1][2] = 0
-    subnets, found = model.unimodal, model(inputs, video)
-    close(model.losses(found, y).total, (found.prediction - y).abs().mean())
+    """Every product of one, two and three features of a segment, flattened or times a tensor."""
+    model, inputs, _, y, found, losses = tried(row, 4, {"l": [1], "a": [2]}, train=False)
+    close(losses.total, (found.prediction - y).abs().mean())
     for i in range(4):
-        one = alone(inputs, i)
-        h = {m: subnets.frames[m](one[m][0].mean(1) * bool(one[m][1])) for m in "av"}
-        state = subnets.lstm(states_of(model, one))[1][0][0] * bool(one["l"][1])
-        h["l"] = subnets.text(state)
+        one, h = alone(inputs, i), {}
+        for m in "av":
+            h[m] = model.unimodal.frames[m](one[m][0].mean(1) * bool(one[m][1]))[0]
+        state = model.unimodal.lstm(states_of(model, one))[1][0][0] * bool(one["l"][1])
+        h["l"] = model.unimodal.text(state)[0]
+        z = [torch.cat([torch.ones(1), h[m]]) for m in "avl"]
+        Z = torch.einsum("i,j,k->ijk", *z)
         if row == "TFN (B)":
-            expected = 6 * model.f(baselines.tensor_fusion(h).flatten(1)).sigmoid()[:, 0] - 3
+            expected = 6 * model.f(Z.flatten()[None])[0, 0].sigmoid() - 3
         else:
-            expected = baselines.low_rank_fusion(h, model.factors, model.w[0]) + model.b
-        close(found.prediction[i], expected[0])
-
-
-# ── MFN ───────────────────────────────────────────────────────────────────────────────────────────
-@given(seeds, st.lists(st.tuples(st.integers(0, 6), st.integers(1, 5)), min_size=1, max_size=4))
-def test_frames_are_shared_out_over_words(seed, pairs):
-    frames, words = (torch.tensor(x) for x in zip(*pairs, strict=True))
-    values, T = normal(seed, len(pairs), 6, 2), 5
-    found = baselines.align(values, frames, words, T)
-    for i, (f, n) in enumerate(pairs):
-        expected = torch.zeros(T, 2)
-        for w in range(n if f else 0):
-            expected[w] = values[i, math.floor(w * f / n) : math.ceil((w + 1) * f / n)].mean(0)
-        close(found[i], expected)
+            factors = zip(*(model.factors[m] for m in "avl"), strict=True)
+            ranks = [torch.einsum("i,j,k->ijk", *factor) for factor in factors]
+            expected = (sum(w * W for w, W in zip(model.w[0], ranks, strict=True)) * Z).sum()
+        close(found.prediction[i], expected)
 
 
 def test_mfn_by_loops_a_segment_at_a_time():
-    model, (inputs, video, _) = made("MFN (static)").eval(), segments(5, 4)
-    inputs["a"][1][0] = 0
-    found = model(inputs, video).prediction
-    for i in range(4):
+    """Word w of n takes the mean of the frames from ⌊w f / n⌋ to before ⌈(w+1) f / n⌉."""
+    model, inputs, _, _, found, _ = tried("MFN (static)", 9, {"a": [0], "v": [1]})
+    for i in range(9):
         one = alone(inputs, i)
-        n = int(one["l"][1])
-        x = {m: baselines.align(*one[m], torch.tensor([n]), n)[0] for m in "av"}
-        x["l"] = states_of(model, one)[0]
+        n, x = int(one["l"][1]), {"l": states_of(model, one)[0]}
+        for m in "av":
+            f = int(one[m][1])
+            ends = [(math.floor(w * f / n), math.ceil((w + 1) * f / n)) for w in range(n)]
+            x[m] = torch.stack([one[m][0][0, a : max(b, 1)].mean(0) for a, b in ends])
         state = {m: (torch.zeros(1, c.hidden_size).double(),) * 2 for m, c in model.cells.items()}
         u = torch.zeros(1, 128).double()
         for t in range(n):
@@ -170,7 +137,8 @@ def test_mfn_by_loops_a_segment_at_a_time():
             gates = [1 / (1 + (-G(torch.cat([c_hat, u], 1))).exp()) for G in (model.G1, model.G2)]
             u = gates[0] * u + gates[1] * model.U(c_hat).tanh()
             state = new
-        close(found[i], model.f(torch.cat([state[m][0] for m in "lav"] + [u], 1)).item())
+        expected = model.f(torch.cat([state[m][0] for m in "lav"] + [u], 1))
+        close(found.prediction[i], expected[0, 0])
 
 
 # ── MISA ──────────────────────────────────────────────────────────────────────────────────────────
