@@ -6,7 +6,7 @@
 The options after `--` go to train.py. Each time is a median over --repeats batches; the parts run
 on the same batch, in turns. Read the ratios: seconds belong to the machine. The floor is the
 encoder of Eq. 3 alone on the same batch: forward, backward, the same optimizer. The rest of a step
-is Eqs. 4–16, clipping and the optimizer's other parameters: what floor and LSTMs leave of it.
+is what floor and LSTMs leave of it: Eqs. 4–16 and clipping.
 """
 
 import sys
@@ -47,37 +47,32 @@ def peak_memory(device: torch.device) -> float:
 
 
 def embed(session: train.Session, batch: data.Batch, modalities: str) -> None:
-    """Eqs. 1–3 of some modalities, forward and backward."""
+    """Eqs. 1–3 of some modalities: forward, backward, and the optimizer's step."""
     with devices.autocast(session.config.amp, session.device):
         x = [session.model.embeddings[m](*batch.inputs[m]) for m in modalities]
     sum(each.float().sum() for each in x).backward()
-
-
-def some_batches(session: train.Session, number: int) -> list[data.Batch]:
-    """The first batches of the first epoch, on the device."""
-    loader = train.loader(session.segments["train"], session.config, epoch=0)
-    return [batch.to(session.device) for _, batch in zip(range(number), loader, strict=False)]
+    session.optimizer.step()  # skips parameters without a gradient
+    session.optimizer.zero_grad()
 
 
 def compare(session: train.Session, repeats: int) -> str:
-    """The step, its parts and its floor."""
+    """The step, its parts and its floor, on the first batches of the first epoch."""
     parts = {
         "step": lambda batch: train.train_step(session, batch),
-        "encoder": lambda batch: embed(session, batch, "l"),
-        "its optimizer": lambda _: session.optimizer.step(),  # skips parameters without a gradient
+        "floor": lambda batch: embed(session, batch, "l"),
         "LSTMs": lambda batch: embed(session, batch, "av"),
     }
     session.model.train()
-    batches, times = some_batches(session, repeats), {name: [] for name in parts}
+    loader = train.loader(session.segments["train"], session.config, epoch=0)
+    batches = [batch.to(session.device) for _, batch in zip(range(repeats), loader, strict=False)]
     for batch in batches:  # warm up
         train.train_step(session, batch)
     memory = peak_memory(session.device)
+    times = {name: [] for name in parts}
     for batch in tqdm(batches, "compared", leave=False):
         for name, part in parts.items():
             times[name].append(timed(session.device, part, batch))
-        session.optimizer.zero_grad()
-    step, encoder, optimizer, lstms = (np.array(values) for values in times.values())
-    floor = encoder + optimizer
+    step, floor, lstms = (np.array(values) for values in times.values())
     segments = np.array([len(batch.y) for batch in batches])
     tokens = np.array([int(batch.inputs["l"][1].sum()) for batch in batches])
     shares = {"floor": floor / step, "LSTMs": lstms / step, "rest": 1 - (floor + lstms) / step}
