@@ -4,6 +4,7 @@ Hypothesis draws the structure, values are seeded, sizes are pairwise different.
 """
 
 import itertools
+import json
 import math
 from pathlib import Path
 
@@ -19,10 +20,11 @@ import data
 import plumbing
 import train
 from data import MODALITIES
-from experiments import baselines, rows
+from experiments import baselines, predict, rows
 from experiments.rows import ROWS
 from experiments.word_vectors import Static
 from plumbing import encoders
+from plumbing.metrics import metrics
 from plumbing.packing import Packed
 
 WIDTHS = {"a": 5, "v": 3}
@@ -374,24 +376,29 @@ def stop_in_the_second_epoch(config, build, loaders=encoders):
         train.train(config, None, build, lambda session: next(epochs), loaders)
 
 
-@pytest.mark.parametrize("row, file", [*((row, []) for row in BASELINES), ("LMF (static)", GLOVE)])
-def test_a_stopped_run_resumes_to_the_same_bits(row, file, few, tmp_path, monkeypatch):
-    """With its own word vectors, too; a run of another row does not resume it."""
+@pytest.mark.parametrize("row", [*BASELINES, "LMF (static) with GloVe", "long-0", "alike"])
+def test_a_stopped_run_resumes_to_the_same_bits(row, few, tmp_path, monkeypatch):
+    """And a run of another row does not resume it."""
     monkeypatch.setattr(data, "load", lambda *_: few)
     argv = f"--dataset synthetic --d 6 --batch-size 12 --epochs 2 --runs {tmp_path}".split()
+    row, _, file = row.partition(" with ")
     vectors = tmp_path / "vectors.txt"
-    vectors.write_text("\n".join(file))
+    vectors.write_text("\n".join(GLOVE))
     argv += ["--bert", str(vectors)] if file else []
     rows.main([row, *argv, "--name", "whole"])
     config = train.parse([*ROWS[row].options.split(), *argv, "--name", "cut"])[0]
     stop_in_the_second_epoch(config, ROWS[row].model, ROWS[row])
     vectors.unlink()
-    other = BASELINES[BASELINES.index(row) - 1]
-    with pytest.raises(plumbing.UserError, match=r"checkpoint\.pt"):
+    other = "TFN (B)" if row == "LMF (B)" else "LMF (B)"
+    with pytest.raises(plumbing.UserError, match=r"checkpoint\.pt|holds no encoder"):
         rows.main([other, "--resume", str(tmp_path / "cut")])
     rows.main([row, "--resume", str(tmp_path / "cut")])
     weights = [(tmp_path / n / "model.safetensors").read_bytes() for n in ("whole", "cut")]
     assert weights[0] == weights[1]
+    if ROWS[row].is_msfn:  # with the mean of the weights
+        results = json.loads((tmp_path / "cut" / "results.json").read_text())
+        predicted = predict.load(tmp_path / "cut").split(few["test"], "avl")
+        assert metrics(predicted, few["test"].y) == results["test"]
 
 
 @pytest.mark.parametrize(
