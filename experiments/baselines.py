@@ -41,14 +41,14 @@ class Baseline(nn.Module):
         self.encoder = encoder
 
     def read(self, inputs: dict[str, tuple[Tensor, Tensor]]) -> Sequences:
-        """Frames of audio and video and the encoder's last layer, 0 past the end, with lengths."""
+        """Audio and visual frames and the encoder's last layer, 0 past the end, with lengths."""
         sequences = {}
         for m, (values, n) in inputs.items():
             n = n.to(values.device)
             steps = torch.arange(values.shape[1], device=values.device)
             mask = steps < n[:, None]  # (B, T)
             if m == "l":
-                attended = mask | (steps == 0)  # an empty sentence, too: softmax needs one position
+                attended = mask | (steps == 0)  # softmax needs a position in an empty sentence, too
                 values = self.encoder(values, attention_mask=attended.long()).last_hidden_state
             sequences[m] = values * mask[:, :, None], n
         return sequences

@@ -90,8 +90,10 @@ def main(argv: list[str]) -> None:
         raise UserError("a picture needs matplotlib: pip install matplotlib")
     before, after = before_and_after(folder, embed)
     path = folder / "features.png"
-    with matplotlib.rc_context(STYLE), replacing(path) as temporary:
-        features(before, after).savefig(temporary, format="png")
+    with matplotlib.rc_context(STYLE):
+        figure = features(before, after)
+        with replacing(path) as temporary:
+            figure.savefig(temporary, format="png")
     print(path)
 
 
