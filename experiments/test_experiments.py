@@ -180,8 +180,13 @@ def test_leading_components_show_a_gap_only_if_it_is_much_of_the_variance(gap, a
     assert 0.9 <= kept <= 1
 
 
-def test_triplets_are_of_x_or_h_as_the_configuration_says():
+def test_what_is_embedded_and_of_what_the_triplets_are():
     session = train.Session(quick())
+    valid = session.corpus["valid"]
+    heard = [float(y) for i, y in enumerate(valid.y) if len(valid.frames("a", i))]
+    features = similarity.embed(session)
+    assert len(features["h"]["a"]) == len(heard) < len(valid)
+    assert sorted(features["y"]["a"].tolist()) == sorted(heard)
     of_h = similarity.similarity(session)
     session.config.triplet_features = "x"
     of_x = similarity.similarity(session)
