@@ -180,7 +180,7 @@ def test_leading_components_show_a_gap_only_if_it_is_much_of_the_variance(gap, a
     assert 0.9 <= kept <= 1
 
 
-def test_what_is_embedded_and_of_what_the_triplets_are():
+def test_present_segments_are_embedded_and_triplets_are_of_x_or_h():
     session = train.Session(quick())
     valid = session.corpus["valid"]
     heard = [float(y) for i, y in enumerate(valid.y) if len(valid.frames("a", i))]
