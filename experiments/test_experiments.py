@@ -116,7 +116,7 @@ def test_what_cannot_be_predicted_is_said_in_one_sentence(trained, tmp_path, cap
     folder, number = trained[0], "  (-3 strongly negative, +3 strongly positive)\n"
     assert says(folder, "--text", "good")[5:] == number
     arrays = {"ok": np.ones((3, 12)), "empty": np.ones((0, 12))}
-    wrong = {"wide": np.ones((3, 13)), "flat": np.array(12.0), "words": np.array([["a"]])}
+    wrong = {"wide": np.ones((3, 13)), "flat": np.array(12.0), "words": np.full((3, 12), "a")}
     for name, content in (arrays | wrong | {"objects": np.array([None])}).items():
         np.save(tmp_path / f"{name}.npy", content)
     whole = (tmp_path / "ok.npy").read_bytes()
