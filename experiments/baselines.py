@@ -1,4 +1,4 @@
-"""Baselines of Tables 2 and 3: TFN, LMF, MFN and MISA. `baselines_latent.py` has ICCN and ARGF.
+"""The baselines of Tables 2 and 3: TFN, LMF, MFN, MISA, ICCN and ARGF.
 
 Each class gives its equations, its source and its differences. These are common to all:
 
@@ -20,13 +20,15 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 import train
 from data import MODALITIES
+from msfn import present
 from plumbing import UserError
 
 # ── What the baselines share ──────────────────────────────────────────────────────────────────────
-Inputs = dict[str, tuple[Tensor, Tensor]]
+Sequences = dict[str, tuple[Tensor, Tensor]]  # {m: (values (B, T, d), 0 past the end; lengths)}
 Prediction = namedtuple("Prediction", "prediction")  # ŷ: (B,), all that the loss needs
 L1 = namedtuple("L1", "total")
 
@@ -37,6 +39,19 @@ class Baseline(nn.Module):
     def __init__(self, encoder: nn.Module):
         super().__init__()
         self.encoder = encoder
+
+    def read(self, inputs: dict[str, tuple[Tensor, Tensor]]) -> Sequences:
+        """Audio and visual frames and the encoder's last layer, 0 past the end, with lengths."""
+        sequences = {}
+        for m, (values, n) in inputs.items():
+            n = n.to(values.device)
+            steps = torch.arange(values.shape[1], device=values.device)
+            mask = steps < n[:, None]  # (B, T)
+            if m == "l":
+                attended = mask | (steps == 0)  # softmax needs a position in an empty sentence, too
+                values = self.encoder(values, attention_mask=attended.long()).last_hidden_state
+            sequences[m] = values * mask[:, :, None], n
+        return sequences
 
     def losses(self, output: NamedTuple, y: Tensor) -> NamedTuple:
         return L1(F.l1_loss(output.prediction, y))
@@ -58,30 +73,13 @@ class BatchNorm(nn.BatchNorm1d):
         return F.batch_norm(x, *statistics, self.weight, self.bias, eps=self.eps)
 
 
-def true_steps(values: Tensor, lengths: Tensor) -> Tensor:
-    """(B, T) bool: True where a step is not padding"""
-    steps = torch.arange(values.shape[1], device=values.device)
-    return steps < lengths.to(values.device)[:, None]
+def mean_over_time(values: Tensor, n: Tensor) -> Tensor:
+    """(1/n) Σ_{t<n} x_t, 0 if n = 0.  values: (B, T, d), 0 past the end; n: (B,) -> (B, d)"""
+    return values.sum(1) / n[:, None].clamp(min=1)
 
 
-def token_states(encoder: nn.Module, input_ids: Tensor, lengths: Tensor) -> Tensor:
-    """The encoder's last layer, 0 past the end: (B, T, D)"""
-    mask = true_steps(input_ids, lengths)
-    attended = mask.clone()
-    attended[:, 0] = True  # in an empty sentence the first padding: a softmax needs one position
-    states = encoder(input_ids, attention_mask=attended.long()).last_hidden_state
-    return states * mask[:, :, None]
-
-
-def mean_over_time(values: Tensor, lengths: Tensor) -> Tensor:
-    """(1/n) Σ_{t<n} x_t over the n true steps, 0 if n = 0: (B, d)"""
-    n = lengths.to(values.device)[:, None].clamp(min=1)
-    return (values * true_steps(values, lengths)[:, :, None]).sum(1) / n
-
-
-def end_state(lstm: nn.LSTM, values: Tensor, lengths: Tensor) -> Tensor:
-    """The state of an LSTM after the last true step, 0 without a step: (B, width)"""
-    states, n = lstm(values)[0], lengths.to(values.device)
+def last_step(states: Tensor, n: Tensor) -> Tensor:
+    """The state of an LSTM at the last true step, 0 without a step: (B, T, width) -> (B, width)"""
     rows = torch.arange(len(n), device=n.device)
     return states[rows, (n - 1).clamp(min=0)] * (n > 0)[:, None]
 
@@ -99,9 +97,9 @@ def mean_of(values: Tensor) -> Tensor:
     return values.sum() / max(values.numel(), 1)
 
 
-def present_rows(inputs: Inputs) -> dict[str, Tensor]:
-    """{m: the segments in which m is present}: (B_m,) int64 on the device of the values"""
-    return {m: n.nonzero()[:, 0].to(values.device) for m, (values, n) in inputs.items()}
+def present_rows(X: Sequences) -> dict[str, Tensor]:
+    """{m: the segments in which m is present}: (B_m,) int64"""
+    return {m: n.nonzero()[:, 0] for m, (_, n) in X.items()}
 
 
 # ── TFN and LMF ───────────────────────────────────────────────────────────────────────────────────
@@ -111,24 +109,22 @@ class Unimodal(nn.Module):
     h_a, h_v = U_a(x_a), U_v(x_v):  the mean over time, BatchNorm, three times Linear and ReLU
     h_l = U_l(X_l):                 LSTM's end state, then Linear
 
-    inputs -> {m: (B, frames) for a and v, (B, text) for l}
+    X -> {m: (B, frames) for a and v, (B, text) for l}
     """
 
     def __init__(self, widths: dict[str, int], D: int, frames: int, text: int, dropout: float):
         super().__init__()
         self.frames = nn.ModuleDict()
         for m in ("a", "v"):
-            layers = [BatchNorm(widths[m]), nn.Dropout(dropout)]
-            for d in (widths[m], frames, frames):
-                layers += [nn.Linear(d, frames), nn.ReLU()]
-            self.frames[m] = nn.Sequential(*layers)
+            layers = [*dense(widths[m], frames, frames, frames), nn.ReLU()]
+            self.frames[m] = nn.Sequential(BatchNorm(widths[m]), nn.Dropout(dropout), *layers)
         self.lstm = nn.LSTM(D, 128, batch_first=True)
         self.text = nn.Sequential(nn.Dropout(dropout), nn.Linear(128, text))
 
-    def forward(self, encoder: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
-        states = token_states(encoder, *inputs["l"])
-        h = {m: self.frames[m](mean_over_time(*inputs[m])) for m in ("a", "v")}
-        return h | {"l": self.text(end_state(self.lstm, states, inputs["l"][1]))}
+    def forward(self, X: Sequences) -> dict[str, Tensor]:
+        states, n = X["l"]
+        h = {m: self.frames[m](mean_over_time(*X[m])) for m in ("a", "v")}
+        return h | {"l": self.text(last_step(self.lstm(states)[0], n))}
 
 
 def with_one(h: Tensor) -> Tensor:
@@ -163,8 +159,8 @@ class TFN(Baseline):
         self.unimodal = Unimodal(widths, encoder.config.hidden_size, d, d, drop)
         self.f = nn.Sequential(nn.Dropout(drop), *dense((1 + d) ** 3, hidden, hidden, 1))
 
-    def forward(self, inputs: Inputs, video: Tensor | None = None) -> Prediction:
-        Z = tensor_fusion(self.unimodal(self.encoder, inputs))
+    def forward(self, inputs: dict, video: Tensor | None = None) -> Prediction:
+        Z = tensor_fusion(self.unimodal(self.read(inputs)))
         return Prediction(6 * self.f(Z.flatten(1)).squeeze(1).sigmoid() - 3)
 
 
@@ -202,8 +198,8 @@ class LMF(Baseline):
             nn.init.xavier_normal_(weight)
         self.b = nn.Parameter(torch.zeros(()))
 
-    def forward(self, inputs: Inputs, video: Tensor | None = None) -> Prediction:
-        h = self.unimodal(self.encoder, inputs)
+    def forward(self, inputs: dict, video: Tensor | None = None) -> Prediction:
+        h = self.unimodal(self.read(inputs))
         return Prediction(low_rank_fusion(h, self.factors, self.w[0]) + self.b)
 
 
@@ -215,7 +211,7 @@ def align(values: Tensor, frames: Tensor, words: Tensor, T: int) -> Tensor:
 
     values: (B, T_m, d), frames: (B,) in 0..T_m, words: (B,) in 1..T -> (B, T, d)
     """
-    f, n = (x.to(values.device)[:, None] for x in (frames, words))
+    f, n = frames[:, None], words[:, None]
     w = torch.arange(T, device=values.device)[None]
     is_word = w < n
     first = w * f // n * is_word
@@ -262,20 +258,20 @@ class MFN(Baseline):
         seen = torch.cat([c_hat, u], dim=1)
         return self.G1(seen).sigmoid() * u + self.G2(seen).sigmoid() * self.U(c_hat).tanh()
 
-    def forward(self, inputs: Inputs, video: Tensor | None = None) -> Prediction:
-        text = token_states(self.encoder, *inputs["l"]).to(self.f[0].weight.dtype)
-        n = inputs["l"][1].clamp(min=1)
-        x = {"l": text} | {m: align(*inputs[m], n, text.shape[1]) for m in ("a", "v")}
+    def forward(self, inputs: dict, video: Tensor | None = None) -> Prediction:
+        X = self.read(inputs)
+        text, n = X["l"][0].to(self.f[0].weight.dtype), X["l"][1].clamp(min=1)
+        x = {"l": text} | {m: align(*X[m], n, text.shape[1]) for m in ("a", "v")}
         # bf16 on a CPU compiles its kernels for each new size, and here each step has its own.
         with torch.autocast(text.device.type, enabled=False):
-            end = self.read(x, n)
+            end = self.word_by_word(x, n)
         return Prediction(self.f(end).squeeze(1))
 
-    def read(self, x: dict[str, Tensor], n: Tensor) -> Tensor:
+    def word_by_word(self, x: dict[str, Tensor], n: Tensor) -> Tensor:
         """[h_T^l; h_T^a; h_T^v; u_T] of each segment.  x[m]: (B, T, d_m), n: (B,) in 1..T"""
         B, T = x["l"].shape[:2]
         # The longest first: at step t the first k segments continue, the others keep their state.
-        order = n.argsort(descending=True).to(x["l"].device)
+        order = n.argsort(descending=True)
         x = {m: values[order] for m, values in x.items()}
         h = {m: x[m].new_zeros(B, cell.hidden_size) for m, cell in self.cells.items()}
         c, u = dict(h), x["l"].new_zeros(B, self.U[-1].out_features)
@@ -293,7 +289,7 @@ class MFN(Baseline):
 class BiLSTM(nn.Module):
     """Both directions' states at each step, and both end states.
 
-    X: (B, T, d), lengths: (B,) in 0..T -> (B, T, 2 width), (B, 2 width), 0 of an empty sequence
+    X: (B, T, d), n: (B,) in 0..T -> (B, T, 2 width), (B, 2 width), 0 of an empty sequence
     """
 
     def __init__(self, d: int, width: int):
@@ -301,15 +297,13 @@ class BiLSTM(nn.Module):
         self.ahead = nn.LSTM(d, width, batch_first=True)
         self.back = nn.LSTM(d, width, batch_first=True)
 
-    def forward(self, X: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        n = lengths.to(X.device)[:, None]  # (B, 1)
+    def forward(self, X: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
         rows = torch.arange(len(X), device=X.device)[:, None]
-        steps = torch.arange(X.shape[1], device=X.device)
-        flip = torch.where(steps < n, n - 1 - steps, steps)  # each sequence inside its true length
+        steps, last = torch.arange(X.shape[1], device=X.device), n[:, None] - 1
+        flip = torch.where(steps <= last, last - steps, steps)  # inside each true length
         ahead, back = self.ahead(X)[0], self.back(X[rows, flip])[0]
-        last = (n - 1).clamp(min=0)
-        end = torch.cat([ahead[rows, last], back[rows, last]], dim=-1).squeeze(1) * (n > 0)
-        return torch.cat([ahead, back[rows, flip]], dim=-1), end
+        end = torch.cat([last_step(ahead, n), last_step(back, n)], dim=1)
+        return torch.cat([ahead, back[rows, flip]], dim=2), end
 
 
 def cmd(X: Tensor, Y: Tensor, moments: int = 5) -> Tensor:
@@ -382,22 +376,22 @@ class MISA(Baseline):
         self.attention = nn.TransformerEncoderLayer(d, 2, 2048, batch_first=True)
         self.f = nn.Sequential(*dense(6 * d, 3 * d, 1, dropout=config.dropout))
 
-    def frames(self, m: str, values: Tensor, lengths: Tensor) -> Tensor:
+    def frames(self, m: str, values: Tensor, n: Tensor) -> Tensor:
         first, norm, second = self.lstms[m]
-        states, end = first(values, lengths)
-        return torch.cat([end, second(norm(states), lengths)[1]], dim=1)  # (B, 4 d_m)
+        states, end = first(values, n)
+        return torch.cat([end, second(norm(states), n)[1]], dim=1)  # (B, 4 d_m)
 
-    def forward(self, inputs: Inputs, video: Tensor | None = None) -> MISAOutput:
-        vectors = {m: self.frames(m, *inputs[m]) for m in ("v", "a")}
-        states = token_states(self.encoder, *inputs["l"])
-        vectors["l"] = mean_over_time(states, inputs["l"][1])
+    def forward(self, inputs: dict, video: Tensor | None = None) -> MISAOutput:
+        X = self.read(inputs)
+        vectors = {m: self.frames(m, *X[m]) for m in ("v", "a")}
+        vectors["l"] = mean_over_time(*X["l"])
         u = {m: layers(vectors[m]) for m, layers in self.projections.items()}  # l, v, a
         private = {m: self.private[m](u[m]) for m in u}
         shared = {m: self.shared(u[m]) for m in u}
         decoded = {m: self.decoders[m](private[m] + shared[m]) for m in u}
         tokens = torch.stack([*private.values(), *shared.values()], dim=1)  # (B, 6, d)
         prediction = self.f(self.attention(tokens).flatten(1)).squeeze(1)
-        return MISAOutput(prediction, present_rows(inputs), u, private, shared, decoded)
+        return MISAOutput(prediction, present_rows(X), u, private, shared, decoded)
 
     def losses(self, output: MISAOutput, y: Tensor) -> MISALosses:
         rows, u, p, s = output.rows, output.u, output.private, output.shared
@@ -415,3 +409,219 @@ class MISA(Baseline):
         task = F.mse_loss(output.prediction, y)
         total = task + similarity + 0.3 * difference + reconstruction
         return MISALosses(total, task, similarity, difference, reconstruction)
+
+
+# ── ICCN ──────────────────────────────────────────────────────────────────────────────────────────
+def canonical_correlation(X: Tensor, Y: Tensor, ridge: float = 1e-3) -> Tensor:
+    """‖Σ_XX^−½ Σ_XY Σ_YY^−½‖_tr: the sum of the canonical correlations of two views of a batch
+
+    Σ_XX and Σ_YY are covariances + ridge · I. With their Cholesky factors L in place of the square
+    roots the singular values are the same, and the gradient stays finite where eigenvalues are
+    equal.
+
+    X: (N, d), Y: (N, e), float32 or float64 -> (), at most min(d, e); 0 for fewer than two rows
+    """
+    if len(X) < 2:
+        return (X.sum() + Y.sum()) * 0
+    X, Y = X - X.mean(0), Y - Y.mean(0)
+    L = []
+    for Z in (X, Y):
+        identity = torch.eye(Z.shape[1], dtype=Z.dtype, device=Z.device)
+        L.append(torch.linalg.cholesky(Z.T @ Z / (len(Z) - 1) + ridge * identity))
+    cross = X.T @ Y / (len(X) - 1)
+    cross = torch.linalg.solve_triangular(L[0], cross, upper=False)
+    cross = torch.linalg.solve_triangular(L[1], cross.T, upper=False)
+    return torch.linalg.svdvals(cross).sum()
+
+
+# ŷ: (B,); complete: (B,) bool, True without an empty modality; K_ta and K_tv: (B, width)
+ICCNOutput = namedtuple("ICCNOutput", "prediction complete K")
+ICCNLosses = namedtuple("ICCNLosses", "total task correlation")
+
+
+class ICCN(Baseline):
+    """Interaction Canonical Correlation Network (Sun et al., AAAI 2020).
+
+    h_m = LSTM(Conv1d(X_m)),  H_tm = h_t ⊗ h_m,  K_tm = CNN_m(H_tm)      m = a, v
+    L_CCA = −canonical_correlation(K_ta, K_tv),  ŷ = f([K_ta; h_t; K_tv])
+
+    No code was published, and we could read only the abstract: outer products of text with audio
+    and with video, their correlation by DCCA, and a predictor that takes the text beside both.
+    Everything else is our choice.
+
+    Paper: BERT's sentence vectors are inputs.
+    Here:  BERT learns from ŷ alone, since no gradient passes H; CNN: two convolutions over H, a
+           mean over 4 × 4 places, BatchNorm, K 8 wide. All else learns from L = mean (y − ŷ)² +
+           L_CCA / 8.
+    Why:   K_ta and K_tv both hold h_t, so BERT could make them correlate without any sentiment. The
+           correlations of a batch of 64 saturate for wider K: noise 64 wide has 0.95.
+    """
+
+    def __init__(self, config: train.Config, widths: dict[str, int], encoder: nn.Module):
+        super().__init__(encoder)
+        D, self.width, hidden = encoder.config.hidden_size, 8, 32
+        self.convolution, self.lstm, self.cnn = (nn.ModuleDict() for _ in range(3))
+        for m in ("a", "v"):
+            self.convolution[m] = nn.Conv1d(widths[m], hidden, 3, padding=1)
+            self.lstm[m] = nn.LSTM(hidden, hidden, batch_first=True)
+            self.cnn[m] = nn.Sequential(
+                nn.Conv2d(1, 4, 3, stride=2, padding=1),
+                nn.ReLU(),
+                nn.Conv2d(4, 8, 3, stride=2, padding=1),
+                nn.ReLU(),
+                nn.AdaptiveAvgPool2d(4),
+                nn.Flatten(),
+                nn.Linear(128, self.width),
+                BatchNorm(self.width),
+            )
+        layers = dense(D + 2 * self.width, config.d, 1, dropout=config.dropout)
+        self.f = nn.Sequential(nn.Dropout(config.dropout), *layers)
+
+    def forward(self, inputs: dict, video: Tensor | None = None) -> ICCNOutput:
+        X = self.read(inputs)
+        h_t, K = mean_over_time(*X["l"]), {}
+        for m in ("a", "v"):
+            values, n = X[m]
+            seen = self.convolution[m](values.transpose(1, 2)).transpose(1, 2)
+            h = last_step(self.lstm[m](seen.relu())[0], n)
+            H = torch.einsum("bi,bj->bij", h_t.detach(), h)
+            K[m] = self.cnn[m](H[:, None])
+        features = torch.cat([K["a"], h_t, K["v"]], dim=1)
+        complete = torch.stack([n > 0 for _, n in X.values()]).all(0)
+        return ICCNOutput(self.f(features).squeeze(1), complete, K)
+
+    def losses(self, output: ICCNOutput, y: Tensor) -> ICCNLosses:
+        """L_CCA covers the segments in which no modality is empty."""
+        correlation = canonical_correlation(*(K[output.complete] for K in output.K.values()))
+        task = F.mse_loss(output.prediction, y)
+        return ICCNLosses(task - correlation / self.width, task, correlation)
+
+
+# ── ARGF ──────────────────────────────────────────────────────────────────────────────────────────
+class GraphFusion(nn.Module):
+    """ARGF's graph of one, two and three modalities:  e_a, e_v, e_l -> [uni; bi; tri]
+
+    s_i = σ(wᵀ e_i + b),  uni = ⅓ Σ_i s_i e_i                                    i = a, v, l
+    r_ij = (s_i + s_j) / (p_i · p_j + ½),  α = softmax(r)
+    v_ij = ELU(α_ij f(e_i, e_j)),  bi = Σ v_ij
+    tri: the same with f₂ over two pairs, or a pair and the third: strengths r or s, vectors v or e
+
+    p_i = softmax(e_i), p_ij = softmax(f(e_i, e_j)): alike vertices are joined weakly. The order
+    inside a pair matters; it is the authors' code's.
+    """
+
+    PAIRS = (("a", "v"), ("a", "l"), ("v", "l"))
+    TRIPLES = (("av", "vl"), ("av", "al"), ("vl", "al"), ("av", "l"), ("al", "v"), ("vl", "a"))
+
+    def __init__(self, d: int):
+        super().__init__()
+        self.strength = nn.Linear(d, 1)
+        self.f, self.f2 = (
+            nn.Sequential(nn.Linear(2 * d, 64), nn.LeakyReLU(0.2), nn.Linear(64, d), nn.Tanh())
+            for _ in range(2)
+        )
+
+    @staticmethod
+    def join(edges: tuple, strength: dict, vector: dict, p: dict, f: nn.Module) -> tuple[dict, ...]:
+        """Edges between vertices -> their strengths (B, 1), f's (B, d), and vectors (B, d)"""
+        r, joined = {}, {}
+        for i, j in edges:
+            r[i + j] = (strength[i] + strength[j]) / ((p[i] * p[j]).sum(1, True) + 0.5)
+            joined[i + j] = f(torch.cat([vector[i], vector[j]], dim=1))
+        alpha = torch.cat(list(r.values()), dim=1).softmax(dim=1).split(1, dim=1)
+        named = zip(r, alpha, joined.values(), strict=True)
+        return r, joined, {name: F.elu(weight * x) for name, weight, x in named}
+
+    def forward(self, e: dict[str, Tensor]) -> Tensor:
+        s = {m: self.strength(e[m]).sigmoid() for m in MODALITIES}  # (B, 1)
+        p = {m: e[m].softmax(dim=1) for m in MODALITIES}
+        r, joined, v = self.join(self.PAIRS, s, e, p, self.f)
+        p |= {name: x.softmax(dim=1) for name, x in joined.items()}
+        triples = self.join(self.TRIPLES, s | r, e | v, p, self.f2)[2]
+        uni = sum(s[m] * e[m] for m in MODALITIES) / 3
+        return torch.cat([uni, sum(v.values()), sum(triples.values())], dim=1)  # (B, 3 d)
+
+
+# ŷ: (B,); rows[m]: segments with m; by modality x_m and decode(e_m): (B, d_m), e_m: (B, d), and
+# the ŷ of e_m alone: (B,)
+ARGFOutput = namedtuple("ARGFOutput", "prediction rows x e decoded unimodal")
+ARGFLosses = namedtuple("ARGFLosses", "total task unimodal reconstruction fooling discriminator")
+
+
+class ARGF(Baseline):
+    """Adversarial Representation Graph Fusion (Mai et al., AAAI 2020).
+
+    e_m = E_m(x_m): a and v should look like l to a discriminator D, be decodable, and predict y
+    fooling = Σ_{m=a,v} BCE(D(e_m), 1)                                     moves E
+    reconstruction = Σ_m mean |x_m − decode_m(e_m)|                        moves E, decoders
+    unimodal = Σ_m mean |y − C(e_m)|                                       moves E, C
+    discriminator = ½ [BCE(D(e_l), 1) + Σ_{m=a,v} BCE(D(e_m), 0)]          moves D
+    task = mean |y − ŷ|,  ŷ = g(GraphFusion(e))                            moves the graph and g
+    L = task + unimodal + (1 − α) reconstruction + α fooling + discriminator,   α = 0.05
+
+    After the authors' code (TmacMai/ARGF_multimodal_fusion): `Encoder_5`, which its three scripts
+    train, `Decoder2`, `classifier3` and `graph11_new`. Its four optimizers step one after the
+    other; here `detach` gives each part the same gradients in one pass. The fusion's gradient never
+    reaches E.
+
+    Paper: classes; sums over segments and features; a decoder that ends in tanh; two Adams move E.
+           The code's script for MOSI takes audio as D's true modality, and dropout 0.5 in decoders
+           and C.
+    Here:  y itself; means; no tanh; one Adam; language is the true one, as in the paper's text; one
+           dropout rate; x_l gets no gradient as a target; an empty modality counts in the task
+           alone.
+    Why:   MAE needs y; in one loss the sums would drown the rest; features exceed ±1; BERT must not
+           chase its own features. No ARGF (B) was published: this row is our own variant.
+    """
+
+    def __init__(self, config: train.Config, widths: dict[str, int], encoder: nn.Module):
+        super().__init__(encoder)
+        d, drop, leak = config.d, config.dropout, 0.2
+        inside = {"a": widths["a"], "v": widths["v"], "l": encoder.config.hidden_size}
+        self.encoders, self.decoders = nn.ModuleDict(), nn.ModuleDict()
+        for m, n in inside.items():
+            layers = []
+            for before, after in pairwise((n, 10 * n, 10 * d, d)):
+                layers += [nn.Linear(before, after), nn.Dropout(drop), BatchNorm(after)]
+                layers += [nn.LeakyReLU()]
+            self.encoders[m] = nn.Sequential(*layers, nn.Linear(d, d), nn.Tanh())
+            first = [nn.Linear(d, 512), nn.Dropout(drop), nn.LeakyReLU(leak), nn.Linear(512, 64)]
+            rest = [nn.Dropout(drop), BatchNorm(64), nn.LeakyReLU(leak), nn.Linear(64, n)]
+            self.decoders[m] = nn.Sequential(*first, *rest)
+        self.discriminator = nn.Sequential(
+            nn.Linear(d, 64), nn.LeakyReLU(leak), nn.Linear(64, 16), nn.Tanh(), nn.Linear(16, 1)
+        )
+        layers = dense(d, d, 1, act=nn.Tanh, dropout=drop)
+        self.classifier = nn.Sequential(BatchNorm(d), nn.Dropout(drop), *layers)  # C
+        self.graph = GraphFusion(d)
+        self.g = nn.Sequential(BatchNorm(3 * d), *dense(3 * d, 50, 50, 1, act=nn.Tanh))
+
+    def parameter_groups(self) -> list[dict]:
+        return [{"params": list(self.parameters()), "betas": (0.5, 0.999)}]
+
+    def forward(self, inputs: dict, video: Tensor | None = None) -> ARGFOutput:
+        X = self.read(inputs)
+        x = {m: mean_over_time(*X[m]) for m in MODALITIES}
+        e = {m: self.encoders[m](x[m]) for m in MODALITIES}
+        decoded = {m: self.decoders[m](e[m]) for m in MODALITIES}
+        unimodal = {m: self.classifier(e[m]).squeeze(1) for m in MODALITIES}
+        prediction = self.g(self.graph({m: e[m].detach() for m in MODALITIES})).squeeze(1)
+        return ARGFOutput(prediction, present_rows(X), x, e, decoded, unimodal)
+
+    def losses(self, output: ARGFOutput, y: Tensor) -> ARGFLosses:
+        rows, e = output.rows, present(output.e, output.rows)
+        task = F.l1_loss(output.prediction, y)
+        fooling = reconstruction = unimodal = y.new_zeros(())
+        discriminator = mean_of(F.softplus(-self.discriminator(e["l"].detach()))) / 2
+        fixed = {name: p.detach() for name, p in self.discriminator.named_parameters()}
+        for m, r in rows.items():
+            target = output.x[m][r].detach()
+            reconstruction = reconstruction + mean_of((output.decoded[m][r] - target).abs())
+            unimodal = unimodal + mean_of((output.unimodal[m][r] - y[r]).abs())
+        for m in ("a", "v"):
+            fake = self.discriminator(e[m].detach())
+            discriminator = discriminator + mean_of(F.softplus(fake)) / 2  # −log(1 − D)
+            judged = functional_call(self.discriminator, fixed, e[m])
+            fooling = fooling + mean_of(F.softplus(-judged))  # −log D
+        total = task + unimodal + 0.95 * reconstruction + 0.05 * fooling + discriminator
+        return ARGFLosses(total, task, unimodal, reconstruction, fooling, discriminator)

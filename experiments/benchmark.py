@@ -5,18 +5,16 @@
 
 The options after `--` go to train.py. Each time is a median over --repeats batches; the parts run
 on the same batch, in turns. Read the ratios: seconds belong to the machine. The floor is the
-encoder of Eq. 3 alone on the same batch: forward, backward, the same optimizer. Each part is timed
-alone, so the shares need not add up to 100 %.
+encoder of Eq. 3 alone on the same batch: forward, backward, the same optimizer. The rest of a step
+is what floor and LSTMs leave of it: Eqs. 4–16 and clipping.
 """
 
-import copy
 import sys
 import time
 from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 import data
@@ -49,68 +47,43 @@ def peak_memory(device: torch.device) -> float:
 
 
 def embed(session: train.Session, batch: data.Batch, modalities: str) -> None:
-    """Eqs. 1–3 of some modalities, forward and backward."""
+    """Eqs. 1–3 of some modalities: forward, backward, and the optimizer's step."""
     with devices.autocast(session.config.amp, session.device):
         x = [session.model.embeddings[m](*batch.inputs[m]) for m in modalities]
     sum(each.float().sum() for each in x).backward()
-
-
-def after_embedding(session: train.Session, batch: data.Batch) -> None:
-    """A step of Eqs. 4–16, on an x that costs nothing and is all that is optimized."""
-    shape = len(batch.y), session.config.d
-    x = torch.randn(shape, device=session.device, requires_grad=True)
-    session = copy.copy(session)
-    session.optimizer = torch.optim.SGD([x])
-    for block in session.model.embeddings.values():
-        block.forward = lambda *_: x
-    train.train_step(session, batch)
-    for block in session.model.embeddings.values():
-        del block.forward
-
-
-def clip_and_step(session: train.Session) -> None:
-    clip_grad_norm_(session.model.parameters(), session.config.clip)
-    session.optimizer.step()
-
-
-def some_batches(session: train.Session, number: int) -> list[data.Batch]:
-    """The first batches of the first epoch, on the device."""
-    loader = train.loader(session.segments["train"], session.config, epoch=0)
-    return [batch.to(session.device) for _, batch in zip(range(number), loader, strict=False)]
+    session.optimizer.step()  # skips parameters without a gradient
+    session.optimizer.zero_grad()
 
 
 def compare(session: train.Session, repeats: int) -> str:
-    """The step, its parts and its floor."""
+    """The step, its parts and its floor, on the first batches of the first epoch."""
     parts = {
         "step": lambda batch: train.train_step(session, batch),
-        "encoder": lambda batch: embed(session, batch, "l"),
-        "its optimizer": lambda _: session.optimizer.step(),  # skips parameters without a gradient
+        "floor": lambda batch: embed(session, batch, "l"),
         "LSTMs": lambda batch: embed(session, batch, "av"),
-        "Eqs. 4–16": lambda batch: after_embedding(session, batch),
-        "clipping and optimizer": lambda _: clip_and_step(session),  # all have gradients now
     }
     session.model.train()
-    batches, times = some_batches(session, repeats), {name: [] for name in parts}
+    loader = train.loader(session.segments["train"], session.config, epoch=0)
+    batches = [batch.to(session.device) for _, batch in zip(range(repeats), loader, strict=False)]
     for batch in batches:  # warm up
         train.train_step(session, batch)
     memory = peak_memory(session.device)
+    times = {name: [] for name in parts}
     for batch in tqdm(batches, "compared", leave=False):
         for name, part in parts.items():
             times[name].append(timed(session.device, part, batch))
-        session.optimizer.zero_grad()
-    seconds = {name: np.array(values) for name, values in times.items()}
-    step, floor = seconds.pop("step"), seconds["encoder"] + seconds.pop("its optimizer")
+    step, floor, lstms = (np.array(values) for values in times.values())
     segments = np.array([len(batch.y) for batch in batches])
     tokens = np.array([int(batch.inputs["l"][1].sum()) for batch in batches])
+    shares = {"floor": floor / step, "LSTMs": lstms / step, "rest": 1 - (floor + lstms) / step}
     rows = [
         ["one step", f"{np.median(step):.3f} s for {segments.mean():.0f} segments"],
         ["step / floor", f"{np.median(step / floor):.3f}"],
+        *([name, f"{np.median(share):.1%} of a step"] for name, share in shares.items()),
         ["segments/s", f"{np.median(segments / step):.1f}"],
         ["tokens/s", f"{np.median(tokens / step):.0f}"],
         ["peak memory", f"{memory:.2f} GB"],
     ]
-    for name, part in seconds.items():
-        rows.append([f"{name}, alone", f"{100 * np.median(part / step):.1f} % of a step"])
     return markdown(["", f"median of {len(batches)} batches"], rows)
 
 

@@ -1,17 +1,13 @@
-"""Pictures of a run, as PNGs in its folder; needs matplotlib.
+"""A picture of a run, features.png in its folder; needs matplotlib.
 
     python -m experiments.figures runs/NAME
 
-features.png: x and h of the valid split in the plane of their first two principal components (PCA),
+It shows x and h of the valid split in the plane of their first two principal components (PCA),
 before training and at the best epoch. Left, by modality: what L^a should bring together. Right, by
 sentiment, each modality moved to its own mean: what L^d should sort. Before and after share one
 plane, fitted on both together, and one scale.
-curves.png: each loss of Eq. 16, the discriminators and the valid metrics, epoch by epoch, and what
-similarity.py measured where the run logged it.
 """
 
-import json
-import math
 import sys
 from pathlib import Path
 
@@ -21,13 +17,12 @@ from torch import Tensor
 import plumbing
 from experiments import parser
 from experiments.similarity import before_and_after, embed
-from plumbing import UserError, explained
+from plumbing import UserError
 from plumbing.runs import replacing
 
 try:
     import matplotlib
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 except ImportError:
     Figure = matplotlib = None
 
@@ -36,43 +31,6 @@ NAMES = {"a": "audio", "v": "visual", "l": "language"}
 # Okabe and Ito's colors, which the color-blind can tell apart, and three shapes
 COLORS = {"a": "#E69F00", "v": "#009E73", "l": "#0072B2"}
 SHAPES = {"a": "o", "v": "^", "l": "s"}
-LINES = ({"c": "#0072B2"}, {"c": "#D55E00", "ls": "--"})
-PANELS = {  # of curves.png: title: the part of a line of metrics.jsonl, {name in it: label}
-    r"$\mathcal{L}^{task}$ (Eq. 15)": ("train", {"task": ""}),
-    r"$\mathcal{L}^{a}$ (Eq. 8)": ("train", {"adversarial": ""}),
-    r"$\mathcal{L}^{d}$ (Eq. 10)": ("train", {"distance": ""}),
-    r"$\mathcal{L}^{rl}$ (Eq. 12)": ("train", {"reconstruction": ""}),
-    "discriminators (Eqs. 5–7)": ("train", {"d_real": "$D_m(h_m)$", "d_fake": "$D_m(h_k)$"}),
-    "valid": ("valid", {"mae": "MAE", "corr": "Corr"}),
-    "valid: probe of the modality": ("observed", {"x_probe": "of $x$", "h_probe": "of $h$"}),
-    "valid: CMD between modalities": ("observed", {"x_cmd": "of $x$", "h_cmd": "of $h$"}),
-    "valid: share of triplets violated": ("observed", {"violated": ""}),
-}
-
-
-def curves(log: list[dict]) -> Figure:
-    """log: the lines of metrics.jsonl. Numbers that the run did not log have no panel."""
-    panels = {
-        title: (part, lines)
-        for title, (part, lines) in PANELS.items()
-        if all(lines.keys() <= entry.get(part, {}).keys() for entry in log)
-    }
-    epochs = [entry["epoch"] for entry in log]
-    best = min(log, key=lambda entry: entry["valid"]["mae"])["epoch"]
-    rows = math.ceil(len(panels) / 3)
-    figure = Figure(figsize=(12, 3 * rows), layout="constrained")
-    figure.suptitle("train: means over each epoch; valid: after it; dotted: the best epoch")
-    for i, (title, (part, lines)) in enumerate(panels.items()):
-        axis = figure.add_subplot(rows, 3, i + 1)
-        for (name, label), style in zip(lines.items(), LINES, strict=False):
-            values = [entry[part][name] for entry in log]
-            axis.plot(epochs, values, marker="o", markersize=4, label=label, **style)
-        axis.axvline(best, c="grey", ls=":")
-        axis.set(title=title, xlabel="epoch")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if len(lines) > 1:
-            axis.legend(fontsize=11)
-    return figure
 
 
 def draw(axes: list, states: list[dict[str, Tensor]], color: dict[str, dict]) -> object:
@@ -129,18 +87,14 @@ def main(argv: list[str]) -> None:
     own.add_argument("run", type=Path, metavar="RUN", help="folder of a trained run")
     folder = own.parse_args(argv).run
     if matplotlib is None:
-        raise UserError("pictures need matplotlib: pip install matplotlib")
+        raise UserError("a picture needs matplotlib: pip install matplotlib")
     before, after = before_and_after(folder, embed)
+    path = folder / "features.png"
     with matplotlib.rc_context(STYLE):
-        with explained(f"{folder / 'metrics.jsonl'} is no log of a run"):
-            lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-            pictures = {"curves": curves([json.loads(line) for line in lines])}
-        pictures["features"] = features(before, after)
-        for name, figure in pictures.items():
-            path = folder / f"{name}.png"
-            with replacing(path) as beside:
-                figure.savefig(beside, format="png")
-            print(path)
+        figure = features(before, after)
+        with replacing(path) as temporary:
+            figure.savefig(temporary, format="png")
+    print(path)
 
 
 if __name__ == "__main__":

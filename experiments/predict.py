@@ -114,12 +114,7 @@ def evaluate(folder: Path, path: str | None, labels: str | None, output: Path | 
     if labeled.any():
         rows = {name: metrics(p[labeled], split.y[labeled]) for name, p in columns.items()}
         print(table(corpus.name, rows))
-    try:
-        write_csv(output or folder / "predictions.csv", split, columns)
-    except UserError as error:
-        if output:
-            raise
-        print(f"note: {error}; --output names another file", file=sys.stderr)
+    write_csv(output or folder / "predictions.csv", split, columns)
 
 
 def write_csv(path: Path, split: data.Split, columns: dict[str, np.ndarray]) -> None:

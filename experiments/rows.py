@@ -21,8 +21,7 @@ from torch import nn
 
 import plumbing
 import train
-from experiments.baselines import LMF, MFN, MISA, TFN, Baseline
-from experiments.baselines_latent import ARGF, ICCN
+from experiments.baselines import ARGF, ICCN, LMF, MFN, MISA, TFN, Baseline
 from experiments.converging import Averaged, CMDInstead, Converging, build
 from experiments.similarity import similarity
 from experiments.word_vectors import rebuild, static, word_vectors

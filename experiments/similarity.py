@@ -21,6 +21,7 @@ rows.py and tables.py log these numbers after each epoch, under "observed" in me
 """
 
 import sys
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ import plumbing
 import train
 from experiments import markdown
 from experiments.converging import build_of, mean_cmd
-from msfn import present, sentiment_classes
+from msfn import sentiment_classes
 from plumbing.runs import RunFolder
 
 
@@ -45,17 +46,19 @@ def embed(session: train.Session, split: str = "valid") -> dict[str, dict[str, T
     x and h: (N_m, d), y and video: (N_m,). Modalities that no segment has are left out.
     """
     session.model.eval()
-    parts = {name: {} for name in ("x", "h", "y", "video")}
+    parts = defaultdict(list)
     for batch in train.loader(session.segments[split], session.config):
         batch = batch.to(session.device)
         output = session.model(batch.inputs, batch.video)
-        of_all = {"y": batch.y, "video": batch.video}
-        of_all = {name: dict.fromkeys(output.h, value) for name, value in of_all.items()}
-        for name, values in {"x": output.x, "h": output.h, **of_all}.items():
-            for m, rows in present(values, output.rows).items():
-                parts[name].setdefault(m, []).append(rows.float().cpu())
-    joined = {name: {m: torch.cat(v) for m, v in part.items()} for name, part in parts.items()}
-    return {name: {m: v for m, v in part.items() if len(v)} for name, part in joined.items()}
+        for m, rows in output.rows.items():
+            values = {"x": output.x[m], "h": output.h[m], "y": batch.y, "video": batch.video}
+            for name, value in values.items():
+                parts[name, m].append(value[rows].float().cpu())
+    result = {name: {} for name in ("x", "h", "y", "video")}
+    for (name, m), part in parts.items():
+        if sum(map(len, part)):
+            result[name][m] = torch.cat(part)
+    return result
 
 
 def probe(features: dict[str, Tensor], video: dict[str, Tensor]) -> float:

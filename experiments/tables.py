@@ -2,21 +2,19 @@
 
     python -m experiments.tables table4 --seeds 5 --jobs 2 -- --data FILE --bert FOLDER
     python -m experiments.tables table2 --rows "TFN (B)" "MISA (B)" -- --data FILE
-    python -m experiments.tables grid --random 20 --seeds 1
     python -m experiments.tables table4 --print                      # of finished runs alone
 
 table2: MOSI. table3: MOSEI. table4: the ablation. readings: of ambiguous equations. alike: the
-modalities made alike. rates: each row's rates. grid: 4.2's grid search.
+modalities made alike. rates: a grid of each row's rates, on valid alone.
 
 The options after `--` go to train.py, before those of the row (see rows.py). Finished runs are not
 run again and interrupted ones are resumed, so the same command continues where it stopped; sets
 share the runs of a row. No seed is dropped. Each run chooses its epoch on valid and reads test
-once; the searches, rates and grid, never read test.
+once; rates never reads test.
 """
 
 import json
 import os
-import random
 import statistics
 import subprocess
 import sys
@@ -58,37 +56,15 @@ SETS = {  # the first row is what the others are compared with
     "readings": ["MSFN", "MSFN, segment", *NAMES[NAMES.index("bounded") : NAMES.index("long-0")]],
     "alike": NAMES[NAMES.index("long-0") :],
     "rates": TABLE_2,
-    "grid": ["MSFN"],
 }
-SEARCHES = ("rates", "grid")
-RATES = {"learning-rate": (1e-4, 3e-4, 1e-3), "bert-learning-rate": (3e-5, 1e-4)}
-STATIC_RATES = {"learning-rate": (3e-3, 1e-2, 3e-2), "dropout": (0.1, 0.3)}
-GRID = {  # includes Table 1's values; the paper names neither its grid nor its margin
-    "alpha": (0.1, 0.2, 0.4, 0.8),
-    "beta": (0.1, 0.3, 0.5, 1.0),
-    "gamma": (0.1, 0.2, 0.4, 0.8),
-    "margin": (0.2, 0.5, 1.0, 2.0),
-}
-
-
-def plan(name: str, rows: list[str], sample: int | None) -> dict[str, tuple[str, str]]:
-    """{label: (row, train.py's options)}: of a search each row at each point, or a seeded sample.
-
-    Raises UserError for a sample of impossible size.
-    """
-    if name not in SEARCHES:
-        return {row: (row, "") for row in rows}
-    points = {}
-    for row in rows:
-        axes = GRID if name == "grid" else STATIC_RATES if ROWS[row].static else RATES
-        for values in product(*axes.values()):
-            pairs = [f"{axis} {value:g}" for axis, value in zip(axes, values, strict=True)]
-            points[f"{row}: {', '.join(pairs)}"] = row, " ".join(f"--{pair}" for pair in pairs)
-    if sample is None:
-        return points
-    if not 1 <= sample <= len(points):
-        raise UserError(f"--random must be in 1 … {len(points)}, not {sample}")
-    return {label: points[label] for label in random.Random(0).sample(list(points), sample)}
+RATES = [
+    f"--learning-rate {rate} --bert-learning-rate {bert}"
+    for rate, bert in product(("1e-4", "3e-4", "1e-3"), ("3e-5", "1e-4"))
+]
+STATIC_RATES = [
+    f"--learning-rate {rate} --dropout {dropout}"
+    for rate, dropout in product(("3e-3", "1e-2", "3e-2"), ("0.1", "0.3"))
+]
 
 
 # ── Runs ──────────────────────────────────────────────────────────────────────────────────────────
@@ -188,7 +164,7 @@ def results_table(name: str, results: dict[str, list[dict]], split: str) -> str:
     for label, runs in results.items():
         mae, *others = (cell(m, [run[split][m] for run in runs]) for m in METRICS)
         each = ", ".join(number("mae", run[split]["mae"]) for run in runs)
-        row = ROWS[label.split(":")[0]]  # of a search's label
+        row = ROWS[label.split(":")[0]]  # rates: "row: options"
         over = runs[0]["config"]["attention"] if row.is_msfn else "–"
         ours[label] = [f"**{label}**", mae, each, *others, over]
     printed = PAPER.get(name, "").split(";") if split == "test" else []
@@ -225,13 +201,11 @@ def observed_table(results: dict[str, list[dict]]) -> str:
 
 
 def print_tables(name: str, results: dict[str, list[dict]]) -> None:
-    """All tables of a set; of a search one, the best points first."""
-    if name in SEARCHES:
-        best = sorted(
-            results, key=lambda k: statistics.fmean(r["valid"]["mae"] for r in results[k])
-        )
-        print(results_table(name, {label: results[label] for label in best}, "valid"))
-        return
+    """All tables of a set; of rates one, the best points first."""
+    if name == "rates":
+        mae = {k: statistics.fmean(run["valid"]["mae"] for run in v) for k, v in results.items()}
+        best = sorted(results, key=mae.get)
+        return print(results_table(name, {label: results[label] for label in best}, "valid"))
     tested = all("test" in run for runs in results.values() for run in runs)
     splits = ["valid", "test"] if tested else ["valid"]
     tables = [results_table(name, results, split) for split in splits]
@@ -251,22 +225,20 @@ def main(argv: list[str]) -> None:
     own.add_argument("--seeds", type=int, default=5, choices=range(1, 11), help="0 … N-1 (5)")
     own.add_argument("--jobs", type=int, default=1, help="runs side by side (1)")
     own.add_argument("--runs", type=Path, default=Path("runs/tables"), help="(runs/tables)")
-    own.add_argument("--random", type=int, metavar="N", help="N points of a search, not all")
     own.add_argument("--vectors", metavar="FILE", help="GloVe's, for the static rows")
     own.add_argument("--print", action="store_true", help="start no run")
     typed = own.parse_args(words)
-    search, rows = typed.set in SEARCHES, typed.rows or SETS[typed.set]
-    if typed.random is not None and not search:
-        own.error("--random belongs to the searches, rates and grid")
+    rows = typed.rows or SETS[typed.set]
     if unknown := set(rows) - set(ROWS):
         own.error(f"no row {unknown.pop()!r}; python -m experiments.rows lists the rows")
-    if search:
+    if typed.set == "rates":
         options = ["--epochs", "20", "--patience", "5", *options, "--no-test"]
+        grids = {row: STATIC_RATES if ROWS[row].static else RATES for row in rows}
+        points = {f"{row}: {rates}": (row, rates) for row in rows for rates in grids[row]}
     else:
-        rows = list(dict.fromkeys([SETS[typed.set][0], *rows]))
+        points = {row: (row, "") for row in [SETS[typed.set][0], *rows]}
     options = ["--dataset", "mosei" if typed.set == "table3" else "mosi", *options]
-    runs = typed.runs / train.parse(options)[0].dataset
-    points, work = plan(typed.set, rows, typed.random), {}
+    runs, work = typed.runs / train.parse(options)[0].dataset, {}
     for seed, (label, (row, point)) in product(range(typed.seeds), points.items()):
         argv = [*options, "--seed", str(seed), *ROWS[row].options.split(), *point.split()]
         if typed.vectors and ROWS[row].static:

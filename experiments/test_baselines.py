@@ -4,6 +4,7 @@ Hypothesis draws the structure, values are seeded, sizes are pairwise different.
 """
 
 import itertools
+import json
 import math
 from pathlib import Path
 
@@ -19,11 +20,11 @@ import data
 import plumbing
 import train
 from data import MODALITIES
-from experiments import baselines, rows
-from experiments import baselines_latent as latent
+from experiments import baselines, predict, rows
 from experiments.rows import ROWS
 from experiments.word_vectors import Static
 from plumbing import encoders
+from plumbing.metrics import metrics
 from plumbing.packing import Packed
 
 WIDTHS = {"a": 5, "v": 3}
@@ -46,15 +47,14 @@ def small_encoder():
     return Packed(BertModel(config, add_pooling_layer=False))
 
 
-def made(row, dropout=0.0, d=6, **typed):
-    """The row's model in float64."""
-    config = train.Config(d=d, dropout=dropout, **typed)
+def made(row):
+    """The row's model in float64, without dropout."""
     encoder = small_encoder()
     torch.manual_seed(1)
-    model = ROWS[row].model(config, WIDTHS, encoder).double()
+    model = ROWS[row].model(train.Config(d=6, dropout=0.0), WIDTHS, encoder).double()
     for part in model.modules():  # the one rate that a library sets for itself
         if isinstance(part, nn.Dropout | nn.MultiheadAttention):
-            part.dropout, part.p = dropout, dropout
+            part.dropout = part.p = 0.0
     return model
 
 
@@ -70,6 +70,16 @@ def segments(seed, B, lengths=None, T=7):
     return inputs, video, normal(seed + 3, B).clamp(-1.4, 1.4) * 2
 
 
+def tried(row, B, absent, train=True):
+    """A model, and its output and losses for B segments. absent: {m: the segments without m}"""
+    model, (inputs, video, y) = made(row).train(train), segments(4, B)
+    for m, empty in absent.items():
+        inputs[m][1][empty] = 0
+    present = {m: n.nonzero()[:, 0].tolist() for m, (_, n) in inputs.items()}
+    output = model(inputs, video)
+    return model, inputs, present, y, output, model.losses(output, y)
+
+
 def some(inputs, rows):
     return {m: (values[rows], n[rows]) for m, (values, n) in inputs.items()}
 
@@ -80,78 +90,45 @@ def alone(inputs, i):
     return {m: (values[:, : max(1, n)] * (n > 0).int(), n) for m, (values, n) in one.items()}
 
 
-# ── TFN, LMF ──────────────────────────────────────────────────────────────────────────────────────
-@given(seeds, st.tuples(*[st.integers(1, 4)] * 4))
-def test_tfn_every_product_of_one_two_and_three(seed, sizes):
-    B, *widths = sizes
-    h = {m: normal(seed + i, B, d) for i, (m, d) in enumerate(zip("avl", widths, strict=True))}
-    Z = baselines.tensor_fusion(h)
-    assert Z.shape == (B, *(d + 1 for d in widths))
-    for b, i, j, k in itertools.product(*map(range, Z.shape)):
-        expected = 1.0
-        for m, index in zip("avl", (i, j, k), strict=True):
-            expected *= h[m][b, index - 1] if index else 1
-        close(Z[b, i, j, k], expected)
+def states_of(model, one):
+    """The encoder's last layer of a segment without padding."""
+    ids = one["l"][0]
+    return model.encoder(ids, attention_mask=torch.ones_like(ids)).last_hidden_state
 
 
-@given(seeds, st.integers(1, 5))
-def test_lmf_is_tfn_times_a_tensor_of_low_rank(seed, R):
-    h = {m: normal(seed + i, 3, i + 2) for i, m in enumerate("avl")}
-    factors = {m: normal(seed + 5 + i, R, i + 3) for i, m in enumerate("avl")}
-    w = normal(seed + 9, R)
-    W = sum(w[r] * torch.einsum("i,j,k->ijk", *(factors[m][r] for m in "avl")) for r in range(R))
-    expected = (baselines.tensor_fusion(h) * W).flatten(1).sum(1)
-    close(baselines.low_rank_fusion(h, factors, w), expected)
-
-
+# ── TFN, LMF, MFN ─────────────────────────────────────────────────────────────────────────────────
 @pytest.mark.parametrize("row", ["TFN (B)", "LMF (B)"])
 def test_tfn_and_lmf_by_hand(row):
-    """Each subnetwork by its own layers, one segment at a time; then the fusion, bound and bias."""
-    model, (inputs, video, _) = made(row).eval(), segments(3, 4)
-    inputs["l"][1][1] = inputs["a"][1][2] = 0
-    for name in ("b", "w"):
-        if hasattr(model, name):
-            getattr(model, name).data += 0.3
-    subnets, fused = model.unimodal, []
+    """Every product of one, two and three features of a segment, flattened or times a tensor."""
+    model, inputs, _, y, found, losses = tried(row, 4, {"l": [1], "a": [2]}, train=False)
+    close(losses.total, (found.prediction - y).abs().mean())
     for i in range(4):
-        one = alone(inputs, i)
-        h = {m: subnets.frames[m](one[m][0].mean(1) * bool(one[m][1])) for m in "av"}
-        ids, state = one["l"][0], torch.zeros(1, 128).double()
-        if one["l"][1]:
-            states = model.encoder(ids, attention_mask=torch.ones_like(ids)).last_hidden_state
-            state = subnets.lstm(states)[1][0][0]
-        h["l"] = subnets.text(state)
+        one, h = alone(inputs, i), {}
+        for m in "av":
+            h[m] = model.unimodal.frames[m](one[m][0].mean(1) * bool(one[m][1]))[0]
+        state = model.unimodal.lstm(states_of(model, one))[1][0][0] * bool(one["l"][1])
+        h["l"] = model.unimodal.text(state)[0]
+        z = [torch.cat([torch.ones(1), h[m]]) for m in "avl"]
+        Z = torch.einsum("i,j,k->ijk", *z)
         if row == "TFN (B)":
-            s = model.f(baselines.tensor_fusion(h).flatten(1)).sigmoid()
-            fused.append(6 * s.squeeze() - 3)
+            expected = 6 * model.f(Z.flatten()[None])[0, 0].sigmoid() - 3
         else:
-            fused.append((baselines.low_rank_fusion(h, model.factors, model.w[0]) + model.b)[0])
-    close(model(inputs, video).prediction, torch.stack(fused))
-
-
-# ── MFN ───────────────────────────────────────────────────────────────────────────────────────────
-@given(seeds, st.lists(st.tuples(st.integers(0, 6), st.integers(1, 5)), min_size=1, max_size=4))
-def test_frames_are_shared_out_over_words(seed, pairs):
-    frames, words = (torch.tensor(x) for x in zip(*pairs, strict=True))
-    values, T = normal(seed, len(pairs), 6, 2), 5
-    found = baselines.align(values, frames, words, T)
-    for i, (f, n) in enumerate(pairs):
-        expected = torch.zeros(T, 2)
-        for w in range(n if f else 0):
-            expected[w] = values[i, math.floor(w * f / n) : math.ceil((w + 1) * f / n)].mean(0)
-        close(found[i], expected)
+            factors = zip(*(model.factors[m] for m in "avl"), strict=True)
+            ranks = [torch.einsum("i,j,k->ijk", *factor) for factor in factors]
+            expected = (sum(w * W for w, W in zip(model.w[0], ranks, strict=True)) * Z).sum()
+        close(found.prediction[i], expected)
 
 
 def test_mfn_by_loops_a_segment_at_a_time():
-    model, (inputs, video, _) = made("MFN (static)").eval(), segments(5, 4)
-    inputs["a"][1][0] = 0
-    table, found = model.encoder.vectors, model(inputs, video).prediction
-    for i in range(4):
-        n = int(inputs["l"][1][i])
-        x = {"l": table[inputs["l"][0][i, :n]]}
+    """Word w of n takes the mean of the frames from ⌊w f / n⌋ to before ⌈(w+1) f / n⌉."""
+    model, inputs, _, _, found, _ = tried("MFN (static)", 9, {"a": [0], "v": [1]})
+    for i in range(9):
+        one = alone(inputs, i)
+        n, x = int(one["l"][1]), {"l": states_of(model, one)[0]}
         for m in "av":
-            values, length = inputs[m][0][i : i + 1], inputs[m][1][i : i + 1]
-            x[m] = baselines.align(values, length, torch.tensor([n]), n)[0]
+            f = int(one[m][1])
+            ends = [(math.floor(w * f / n), math.ceil((w + 1) * f / n)) for w in range(n)]
+            x[m] = torch.stack([one[m][0][0, a : max(b, 1)].mean(0) for a, b in ends])
         state = {m: (torch.zeros(1, c.hidden_size).double(),) * 2 for m, c in model.cells.items()}
         u = torch.zeros(1, 128).double()
         for t in range(n):
@@ -162,7 +139,8 @@ def test_mfn_by_loops_a_segment_at_a_time():
             gates = [1 / (1 + (-G(torch.cat([c_hat, u], 1))).exp()) for G in (model.G1, model.G2)]
             u = gates[0] * u + gates[1] * model.U(c_hat).tanh()
             state = new
-        close(found[i], model.f(torch.cat([state[m][0] for m in "lav"] + [u], 1)).item())
+        expected = model.f(torch.cat([state[m][0] for m in "lav"] + [u], 1))
+        close(found.prediction[i], expected[0, 0])
 
 
 # ── MISA ──────────────────────────────────────────────────────────────────────────────────────────
@@ -197,26 +175,22 @@ def test_overlap_by_loops(seed, sizes):
 
 
 def test_misa_sums_its_losses_over_the_present_modalities():
-    model, (inputs, video, y) = made("MISA (B)"), segments(2, 6)
-    inputs["v"][1][:2] = 0
-    inputs["a"][1][1:3] = 0
-    output = model(inputs, video)
-    losses = model.losses(output, y)
-    rows = {m: [i for i in range(6) if n[i] > 0] for m, (_, n) in inputs.items()}
+    absent = {"v": [0, 1], "a": [1, 2]}
+    model, _, rows, y, output, losses = tried("MISA (B)", 6, absent)
+    private, shared = output.private, output.shared
     sim = diff = rec = 0
     for m, r in rows.items():
-        diff += baselines.overlap(output.private[m][r], output.shared[m][r])
+        diff += baselines.overlap(private[m][r], shared[m][r])
         rec += ((output.u[m][r] - output.decoded[m][r]) ** 2).mean() / 3
+        close(output.decoded[m], model.decoders[m](private[m] + shared[m]))
     for i, j in itertools.combinations("lva", 2):
-        sim += baselines.cmd(output.shared[i][rows[i]], output.shared[j][rows[j]]) / 3
+        sim += baselines.cmd(shared[i][rows[i]], shared[j][rows[j]]) / 3
         both = sorted({*rows[i]} & {*rows[j]})
-        diff += baselines.overlap(output.private[i][both], output.private[j][both])
+        diff += baselines.overlap(private[i][both], private[j][both])
     task = ((y - output.prediction) ** 2).mean()
     expected = task + sim + 0.3 * diff + rec, task, sim, diff, rec
     close(torch.stack(losses), torch.stack(expected))
-    for m in MODALITIES:
-        close(output.decoded[m], model.decoders[m](output.private[m] + output.shared[m]))
-    tokens = torch.stack([part[m] for part in (output.private, output.shared) for m in "lva"], 1)
+    tokens = torch.stack([part[m] for part in (private, shared) for m in "lva"], 1)
     close(output.prediction, model.f(model.attention(tokens).flatten(1))[:, 0])
 
 
@@ -247,43 +221,36 @@ def test_iccn_canonical_correlations_by_numpy(seed, widths, ridge):
         values, vectors = np.linalg.eigh(z.T @ z / 10 + ridge * np.eye(z.shape[1]))
         whitened.append(z @ vectors / values**0.5 @ vectors.T)
     expected = np.linalg.svd(whitened[0].T @ whitened[1] / 10)[1].sum()
-    close(latent.canonical_correlation(X, Y, ridge), expected)
+    close(baselines.canonical_correlation(X, Y, ridge), expected)
 
 
 def test_iccn_correlation_has_a_finite_gradient_for_equal_dead_and_few_views():
     X = normal(1, 9, 3).requires_grad_()
     for Y in (X, X.detach(), torch.zeros(9, 2).double()):
-        (grad,) = torch.autograd.grad(latent.canonical_correlation(X, Y), X)
+        (grad,) = torch.autograd.grad(baselines.canonical_correlation(X, Y), X)
         assert torch.isfinite(grad).all()
     for n in (0, 1):
-        assert latent.canonical_correlation(X[:n], X[:n]) == 0
-    Y = normal(2, 9, 2)
-    assert torch.autograd.gradcheck(latent.canonical_correlation, (X, Y.requires_grad_()))
+        assert baselines.canonical_correlation(X[:n], X[:n]) == 0
 
 
 def test_iccn_what_each_term_moves_and_what_is_correlated():
-    model, (inputs, video, y) = made("ICCN (B)"), segments(4, 7)
-    for m, i in zip(MODALITIES, (0, 2, 5), strict=True):
-        inputs[m][1][i] = 0
-    output = model(inputs, video)
-    losses = model.losses(output, y)
-    whole = [1, 3, 4, 6]
-    close(losses.correlation, latent.canonical_correlation(*(K[whole] for K in output.K.values())))
+    absent = {"a": [0], "v": [2], "l": [5]}
+    model, inputs, _, y, output, losses = tried("ICCN (B)", 7, absent)
+    views = [K[[1, 3, 4, 6]] for K in output.K.values()]
+    close(losses.correlation, baselines.canonical_correlation(*views))
     close(losses.total, ((y - output.prediction) ** 2).mean() - losses.correlation / 8)
     assert moved_by(model, losses.correlation) == {"convolution", "lstm", "cnn"}
     assert moved_by(model, losses.task) == {"convolution", "lstm", "cnn", "encoder", "f"}
-    one, i = alone(inputs, 3), 3
     model.eval()
-    ids = one["l"][0]
-    h_t = model.encoder(ids, attention_mask=torch.ones_like(ids)).last_hidden_state.mean(1)
-    K = {}
+    one, K = alone(inputs, 3), {}
+    h_t = states_of(model, one).mean(1)
     for m in "av":
         seen = model.convolution[m](one[m][0].transpose(1, 2)).transpose(1, 2).relu()
         h = model.lstm[m](seen)[1][0][0]
         H = torch.tensor([[[a * b for b in h[0].tolist()] for a in h_t[0].tolist()]]).double()
         K[m] = model.cnn[m](H[None])
     expected = model.f(torch.cat([K["a"], h_t, K["v"]], 1))[:, 0]
-    close(model(inputs, video).prediction[i : i + 1], expected)
+    close(model(inputs).prediction[3:4], expected)
 
 
 # ── ARGF ──────────────────────────────────────────────────────────────────────────────────────────
@@ -294,37 +261,13 @@ def moved_by(model, loss):
     return {n.split(".")[0] for n, g in zip(names, grads, strict=True) if g is not None and g.any()}
 
 
-def test_argf_what_each_term_moves():
-    model, (inputs, video, y) = made("ARGF (B)"), segments(4, 7)
-    inputs["v"][1][:3] = 0
-    output = model(inputs, video)
-    losses = model.losses(output, y)
-    e = {"encoders", "encoder"}
-    assert moved_by(model, losses.task) == {"graph", "g"}
-    assert moved_by(model, losses.unimodal) == e | {"classifier"}
-    assert moved_by(model, losses.reconstruction) == e | {"decoders"}
-    assert moved_by(model, losses.fooling) == {"encoders"}
-    assert moved_by(model, losses.discriminator) == {"discriminator"}
-    # x_l is a fixed target: it feels the reconstruction through what is decoded alone
-    (decoded, x), loss = (output.decoded["l"], output.x["l"]), losses.reconstruction
-    (through,) = torch.autograd.grad(loss, decoded, retain_graph=True)
-    (expected,) = torch.autograd.grad(decoded, x, through, retain_graph=True)
-    close(torch.autograd.grad(loss, x, retain_graph=True)[0], expected)
-    assert not moved_by(model.encoders["l"], losses.fooling)  # language is the target
-
-
-def test_argf_losses_by_loops_over_the_present_modalities():
-    model, (inputs, video, y) = made("ARGF (B)"), segments(4, 7)
-    for m, n in zip(MODALITIES, (1, 3, 2), strict=True):
-        inputs[m][1][n : n + 2] = 0
-    output = model(inputs, video)
-    found = model.losses(output, y)
+def test_argf_losses_by_loops_and_what_each_moves():
+    absent = {"a": [1, 2], "v": [3, 4], "l": [2, 3]}
+    model, _, rows, y, output, losses = tried("ARGF (B)", 7, absent)
     fooling = discriminator = rec = uni = 0
-    for m in MODALITIES:
-        present = [i for i in range(7) if inputs[m][1][i] > 0]
-        D = model.discriminator(output.e[m]).sigmoid()
+    for m, present in rows.items():
+        n, D = len(present), model.discriminator(output.e[m]).sigmoid()
         for i in present:
-            n = len(present)
             rec += (output.decoded[m][i] - output.x[m][i]).abs().mean() / n
             uni += (output.unimodal[m][i] - y[i]).abs() / n
             if m == "l":
@@ -335,40 +278,42 @@ def test_argf_losses_by_loops_over_the_present_modalities():
     task = (output.prediction - y).abs().mean()
     total = task + uni + 0.95 * rec + 0.05 * fooling + discriminator
     expected = total, task, uni, rec, fooling, discriminator
-    close(torch.stack(found), torch.stack([each.reshape(()) for each in expected]))
+    close(torch.stack(losses), torch.stack([each.reshape(()) for each in expected]))
+    assert moved_by(model, losses.task) == {"graph", "g"}
+    assert moved_by(model, losses.unimodal) == {"encoders", "encoder", "classifier"}
+    assert moved_by(model, losses.reconstruction) == {"encoders", "encoder", "decoders"}
+    assert moved_by(model, losses.fooling) == {"encoders"}
+    assert moved_by(model, losses.discriminator) == {"discriminator"}
+    assert not moved_by(model.encoders["l"], losses.fooling)  # language is the target
+    decoded = {m: values.detach() for m, values in output.decoded.items()}  # x: a fixed target
+    assert not model.losses(output._replace(decoded=decoded), y).reconstruction.requires_grad
 
 
 def test_argf_encoders_have_the_size_of_the_authors():
     """Encoder_5 at 73 inputs and d = 128: three Linear with BatchNorm, then one Linear."""
-    encoder = latent.ARGF(train.Config(d=128), {"a": 73, "v": 5}, small_encoder()).encoders["a"]
-    widths = [73, 730, 1280, 128, 128]
-    linear = sum((a + 1) * b for a, b in itertools.pairwise(widths))
-    assert sum(p.numel() for p in encoder.parameters()) == linear + 2 * sum(widths[1:4]) == 1174456
+    encoder = baselines.ARGF(train.Config(d=128), {"a": 73, "v": 5}, small_encoder()).encoders["a"]
+    assert sum(p.numel() for p in encoder.parameters()) == 1174456
 
 
 @given(seeds, st.integers(1, 4))
 def test_argf_graph_by_loops(seed, d):
     torch.manual_seed(seed)
-    graph = latent.GraphFusion(d).double()
+    graph = baselines.GraphFusion(d).double()
     e = {m: normal(seed + i, 1, d)[0] for i, m in enumerate(MODALITIES)}
 
-    def softmax(values):
-        values = [math.exp(x) for x in values]
-        return [x / sum(values) for x in values]
-
     def weighted(edges, strength, vector, p, f):
-        r, raw = {}, {}
+        r, raw, exponents = {}, {}, 0
         for i, j in edges:
-            alike = sum(a * b for a, b in zip(p[i], p[j], strict=True))
-            r[i + j] = (strength[i] + strength[j]) / (alike + 0.5)
+            r[i + j] = (strength[i] + strength[j]) / ((p[i] * p[j]).sum() + 0.5)
             raw[i + j] = f(torch.cat([vector[i], vector[j]]))
-        scaled = {k: w * raw[k] for k, w in zip(r, softmax(r.values()), strict=True)}
+            exponents += r[i + j].exp()
+        scaled = {k: r[k].exp() / exponents * raw[k] for k in r}
         return r, raw, {k: torch.where(x > 0, x, torch.expm1(x)) for k, x in scaled.items()}
 
-    s = {m: 1 / (1 + math.exp(-graph.strength(e[m]).item())) for m in e}
-    p = {m: softmax(e[m].tolist()) for m in e}
+    s = {m: 1 / (1 + (-graph.strength(e[m])).exp()) for m in e}
+    p = {m: x.exp() / x.exp().sum() for m, x in e.items()}
     r, raw, v = weighted([("a", "v"), ("a", "l"), ("v", "l")], s, e, p, graph.f)
-    p |= {k: softmax(x.tolist()) for k, x in raw.items()}
+    p |= {k: x.exp() / x.exp().sum() for k, x in raw.items()}
     edges = [("av", "vl"), ("av", "al"), ("vl", "al"), ("av", "l"), ("al", "v"), ("vl", "a")]
     tri = weighted(edges, s | r, e | v, p, graph.f2)[2]
     uni = sum(s[m] * e[m] for m in e) / 3
@@ -424,20 +369,6 @@ def test_laws(row):
     assert torch.isfinite(together).all() and len(together.unique()) == len(y)
 
 
-@pytest.mark.parametrize("row", BASELINES)
-def test_eight_segments_are_learnt_by_heart(row):
-    """In 80 steps as train.py makes them. Perturbations of 1e-6 stay below half of the limit."""
-    model, (inputs, video, y) = made(row, d=32).float(), segments(6, 8)
-    inputs = {m: (x.float() if x.is_floating_point() else x, n) for m, (x, n) in inputs.items()}
-    optimizer = torch.optim.Adam(model.parameter_groups(), 2e-3, fused=True)
-    for _ in range(80):
-        model.losses(model(inputs, video), y.float()).total.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-    assert (model(inputs, video).prediction - y).abs().mean() < 0.25
-
-
 def stop_in_the_second_epoch(config, build, loaders=encoders):
     """Train, and fail before the second epoch's checkpoint is saved."""
     epochs = iter([{}])
@@ -445,25 +376,29 @@ def stop_in_the_second_epoch(config, build, loaders=encoders):
         train.train(config, None, build, lambda session: next(epochs), loaders)
 
 
-@pytest.mark.parametrize("row, file", [*((row, []) for row in BASELINES), ("LMF (static)", GLOVE)])
-def test_a_stopped_run_resumes_to_the_same_bits(row, file, few, tmp_path, monkeypatch):
-    """With its own word vectors, too; a run of another row does not resume it."""
+@pytest.mark.parametrize("row", [*BASELINES, "LMF (static) with GloVe", "long-0", "alike"])
+def test_a_stopped_run_resumes_to_the_same_bits(row, few, tmp_path, monkeypatch):
+    """And a run of another row does not resume it."""
     monkeypatch.setattr(data, "load", lambda *_: few)
     argv = f"--dataset synthetic --d 6 --batch-size 12 --epochs 2 --runs {tmp_path}".split()
+    row, _, file = row.partition(" with ")
     vectors = tmp_path / "vectors.txt"
-    vectors.write_text("\n".join(file))
+    vectors.write_text("\n".join(GLOVE))
     argv += ["--bert", str(vectors)] if file else []
     rows.main([row, *argv, "--name", "whole"])
     config = train.parse([*ROWS[row].options.split(), *argv, "--name", "cut"])[0]
     stop_in_the_second_epoch(config, ROWS[row].model, ROWS[row])
     vectors.unlink()
-    other = BASELINES[BASELINES.index(row) - 1]
-    with pytest.raises(plumbing.UserError, match=r"checkpoint\.pt"):
+    other = "TFN (B)" if row == "LMF (B)" else "LMF (B)"
+    with pytest.raises(plumbing.UserError, match=r"checkpoint\.pt|holds no encoder"):
         rows.main([other, "--resume", str(tmp_path / "cut")])
     rows.main([row, "--resume", str(tmp_path / "cut")])
-    for file in ("model.safetensors", "results.json"):
-        one, two = ((tmp_path / name / file).read_bytes() for name in ("whole", "cut"))
-        assert one == two
+    weights = [(tmp_path / n / "model.safetensors").read_bytes() for n in ("whole", "cut")]
+    assert weights[0] == weights[1]
+    if ROWS[row].is_msfn:  # with the mean of the weights
+        results = json.loads((tmp_path / "cut" / "results.json").read_text())
+        predicted = predict.load(tmp_path / "cut").split(few["test"], "avl")
+        assert metrics(predicted, few["test"].y) == results["test"]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
-"""Word vectors in place of a text encoder: from GloVe, fastText, or an encoder's embeddings."""
+"""Word vectors in place of a text encoder: GloVe's, or an encoder's input embeddings."""
 
-from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -42,8 +41,8 @@ def static(encoder: nn.Module) -> Static:
 def word_vectors(file: str, texts: list[str]) -> tuple[Static, PreTrainedTokenizerBase]:
     """Read the vectors of the words in `texts`; a word that the file lacks has the vector 0.
 
-    file: GloVe's text format, a word and its numbers per line, or fastText's .vec, the same after a
-    line of two counts. Words are compared in lower case and without punctuation. Raises UserError.
+    file: GloVe's text format, a word and its numbers per line. Words are compared in lower case and
+    without punctuation. Raises UserError.
     """
     punctuation = normalizers.Replace(Regex(r"[^\w\s'-]"), " ")
     normalizer = normalizers.Sequence([normalizers.Lowercase(), punctuation])
@@ -55,11 +54,8 @@ def word_vectors(file: str, texts: list[str]) -> tuple[Static, PreTrainedTokeniz
     with explained(f"{file} does not hold word vectors as text"):
         with open(regular(file), encoding="utf-8") as lines:
             width = len(lines.readline().split()) - 1  # the first word has no space, others may
-            header = width == 1  # fastText's two counts
-            if header:
-                width = len(lines.readline().split()) - 1
             lines.seek(0)
-            for number, line in islice(enumerate(lines, 1), header, None):
+            for number, line in enumerate(lines, 1):
                 word, *values = line.rstrip().rsplit(" ", width)
                 if word in ids:
                     vectors[ids[word]] = torch.tensor([float(value) for value in values])
