@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+OUT_OF_MEMORY = "out of memory|allocate memory"  # in torch's RuntimeErrors
+
 
 class UserError(Exception):
     """A mistake that the user can fix. The message has one to six lines; the exit code is 2."""
@@ -58,23 +60,20 @@ def run(main: Callable, *arguments: Any) -> int:
     try:
         main(*arguments)
         print(end="", flush=True)
+        return 0
     except UserError as error:
-        return failed(f"error: {error}")
+        message, code = f"error: {error}", 2
     except KeyboardInterrupt:
-        return failed("stopped; python train.py --resume RUN continues after the last epoch", 130)
+        message, code = "stopped; python train.py --resume RUN continues after the last epoch", 130
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError) or re.search("out of memory|allocate memory", str(error)):
-            return failed("error: out of memory: try a smaller --batch-size or --d, or --amp bf16")
-        raise
+        if not isinstance(error, MemoryError) and not re.search(OUT_OF_MEMORY, str(error)):
+            raise
+        message = "error: out of memory: try a smaller --batch-size or --d, or --amp bf16"
+        code = 2
     except OSError as error:  # `| head` closes stdout, `> /dev/full` cannot be written
         with suppress(OSError, AttributeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return failed(f"error: {first_line(error)}")
-    return 0
-
-
-def failed(message: str, code: int = 2) -> int:
-    """Print the message on stderr and return the exit code."""
+        message, code = f"error: {first_line(error)}", 2
     with suppress(OSError):
         print(message, file=sys.stderr, flush=True)
     return code
