@@ -18,8 +18,7 @@ class UserError(Exception):
     """A mistake that the user can fix. The message has one to six lines; the exit code is 2."""
 
     def __init__(self, message: str):
-        lines = message.split("\n")[:6]
-        super().__init__("\n".join(printable(line, 1000) for line in lines))
+        super().__init__("\n".join(printable(line, 1000) for line in message.split("\n")[:6]))
 
 
 def printable(text: str, limit: int = 200) -> str:

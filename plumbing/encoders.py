@@ -24,6 +24,7 @@ UNKNOWN = 0.6  # a run starts with at most this share of unknown tokens
 EXAMPLES = ["good", "the movie was not that good"]  # checked beside the texts of the run
 CPU = torch.device("cpu")
 LOCAL = {"trust_remote_code": False, "local_files_only": True}
+Encoder = tuple[nn.Module, PreTrainedTokenizerBase]  # with its tokenizer
 
 
 # ── Loading ───────────────────────────────────────────────────────────────────────────────────────
@@ -33,8 +34,8 @@ def pretrained(
     device: torch.device = CPU,
     amp: str = "off",
     pooling: str = "mean",
-) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    """Load and check the encoder of a new run -> (encoder, tokenizer), float32, on the CPU.
+) -> Encoder:
+    """Load and check the encoder of a new run. Its weights are float32, on the CPU.
 
     name: a folder, a hub name, or "small", whose vocabulary is the words of the train split
     texts: those of each split, train first; device, amp, pooling: those of the run
@@ -54,27 +55,24 @@ def pretrained(
             encoder, tokenizer = build(rebuilt)
             encoder.load_state_dict(source.state_dict())
             every = [text for split in texts for text in split]
-            check(what, encoder, tokenizer, every[:: len(every) // 200 + 1], device, amp, pooling)
+            check(encoder, tokenizer, every[:: len(every) // 200 + 1], device, amp, pooling)
         if random := [key for key in missing if encoder.get_parameter(key).requires_grad]:
             raise ValueError(f"{len(random)} of its weights are missing or misshapen: {random[0]}")
     return encoder, tokenizer
 
 
-def rebuild(
-    folder: str, device: torch.device = CPU, amp: str = "off"
-) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+def rebuild(folder: str, device: torch.device = CPU, amp: str = "off") -> Encoder:
     """Build and check the encoder of a saved run. Its weights are random: the caller loads them.
 
     folder: what `save_pretrained` of model.config and tokenizer wrote. Raises UserError.
     """
-    what = f"{folder} holds no encoder that can be used"
-    with explained(what), quiet():
+    with explained(f"{folder} holds no encoder that can be used"), quiet():
         encoder, tokenizer = build(folder)
-        check(what, encoder, tokenizer, [], device, amp, "mean")
+        check(encoder, tokenizer, [], device, amp, "mean")
     return encoder, tokenizer
 
 
-def build(folder: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+def build(folder: str) -> Encoder:
     """The encoder of a configuration, with random weights, and a tokenizer that cuts long texts."""
     config = AutoConfig.from_pretrained(folder, **LOCAL)
     model = AutoModel.from_config(config, dtype=torch.float32)
@@ -136,7 +134,6 @@ def quiet() -> Iterator[None]:
 
 # ── The check: what training and predicting will do ───────────────────────────────────────────────
 def check(
-    what: str,
     encoder: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     texts: list[str],
@@ -146,9 +143,9 @@ def check(
 ) -> None:
     """Try the encoder on a few texts, and freeze the parameters that get no gradient.
 
-    what: summary of an error. Raises an exception if most tokens are unknown, if pooling is "cls"
-    and a text has no [CLS] at its start, if a text's states change in a batch, or if the longest
-    possible text or a training step in the run's number format fails.
+    Raises an exception if most tokens are unknown, if pooling is "cls" and a text does not start
+    with [CLS], if a text's states change in a batch, or if the longest possible text or a training
+    step in the run's number format fails.
     """
     ids = tokenize(tokenizer, [*EXAMPLES, *texts])
     share = unknown_share(tokenizer, ids[len(EXAMPLES) :])
@@ -162,13 +159,15 @@ def check(
     encoder.eval()
     with torch.no_grad():
         alone = torch.cat([encode(encoder, tokenizer, [row]) for row in rows])
+        if alone.shape[1] != encoder.config.hidden_size:
+            raise ValueError(f"its states have width {alone.shape[1]}, not its hidden_size")
         change = (encode(encoder, tokenizer, rows) - alone).abs().max() / alone.abs().max()
         if not change <= 1e-4:
             raise ValueError(f"a text's states change by {change:.1%} in a batch of texts")
-        with explained(f"{what}: it fails on {limit} tokens with ids up to {last_id}"):
+        with explained(f"the encoder fails on {limit} tokens with ids up to {last_id}"):
             encode(encoder, tokenizer, [[*(rows[-1] * limit)[: limit - 1], last_id]])
     encoder.to(device)
-    with explained(f"{what}: training with --amp {amp} fails"):
+    with explained(f"training the encoder with --amp {amp} fails"):
         with devices.autocast(amp, device):  # in eval mode: in training, some skip layers at random
             states = encode(encoder, tokenizer, rows)
             states.float().abs().mean().backward()
@@ -185,11 +184,7 @@ def encode(encoder: nn.Module, tokenizer: PreTrainedTokenizerBase, rows: list[li
     device, pad_id = next(encoder.parameters()).device, tokenizer.pad_token_id or 0
     ids = pad_sequence([torch.tensor(row) for row in rows], True, pad_id).to(device)
     mask = pad_sequence([torch.ones(len(row)).long() for row in rows], True).to(device)
-    states = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
-    expected = [*ids.shape, encoder.config.hidden_size]
-    if list(states.shape) != expected:
-        raise ValueError(f"its output has shape {list(states.shape)} instead of {expected}")
-    return states[mask.bool()]
+    return encoder(input_ids=ids, attention_mask=mask).last_hidden_state[mask.bool()]
 
 
 # ── Texts to token ids ────────────────────────────────────────────────────────────────────────────

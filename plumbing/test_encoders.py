@@ -12,26 +12,14 @@ from torch import nn
 
 from plumbing import UserError, encoders
 
-TEXTS = [
-    ["the movie was good", "bad", "the plot was not that good so i would not see it again"] * 3
-]
-SIZES = {
-    "hidden_size": 8,
-    "intermediate_size": 12,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-}
-BART = {"d_model": 8, "max_position_embeddings": 30, "bos_token_id": 2, "eos_token_id": 3} | {
-    f"{part}_{name}": size
-    for part in ("encoder", "decoder")
-    for name, size in {"layers": 1, "ffn_dim": 12, "attention_heads": 2}.items()
-}
+TEXTS = [["the movie was good", "bad", "the plot was not that good so i would not see it"] * 3]
+SIZES = {"hidden_size": 8, "intermediate_size": 12}
+SIZES |= {"num_hidden_layers": 1, "num_attention_heads": 2}
 FAMILIES = {  # the class of the encoder that is trained: family, configuration
     "Packed": ("Bert", SIZES),
     "BertModel": ("Bert", SIZES | {"is_decoder": True}),  # causal: `Packed` would replace its mask
     "RobertaModel": ("Roberta", SIZES),
     "T5Stack": ("T5", {"d_model": 8, "d_ff": 12, "d_kv": 4, "num_layers": 1, "num_heads": 2}),
-    "BartEncoder": ("Bart", BART),
     "XLNetModel": ("XLNet", {"d_model": 8, "d_inner": 12, "n_layer": 1, "n_head": 2}),
 }
 
@@ -87,18 +75,12 @@ def test_a_family_trains_and_is_rebuilt(name: str, tmp_path: Path):
     assert torch.equal(states(again, same_tokenizer, TEXTS[0]), trained_states)
 
 
-def test_loading_leaves_everything_else_as_it_was(tmp_path: Path):
-    """The random numbers that follow, and transformers' verbosity."""
+def test_loading_draws_no_random_number(tmp_path: Path):
+    """So the weights that are drawn next are the same with any encoder."""
     saved(tmp_path)
-    level = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_info()
-    torch.manual_seed(1)
-    expected = torch.rand(3)
-    torch.manual_seed(1)
+    before = torch.get_rng_state()
     encoders.pretrained(str(tmp_path), TEXTS)
-    assert torch.equal(torch.rand(3), expected)
-    assert transformers.logging.get_verbosity() == transformers.logging.INFO
-    transformers.logging.set_verbosity(level)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("family, limit, own", [("Bert", 10, -1), ("Roberta", 8, 10**30)])
@@ -133,7 +115,7 @@ DAMAGES = {
     "1 of its weights are missing .*: encoder.embeddings.word": without_weight,
     "weights are missing or misshapen": lambda f: edit(f, "config.json", intermediate_size=16),
     "fails on 512 tokens with ids up to 99: index out of range": with_token_99,
-    "hidden_size": lambda f: edit(f, "config.json", hidden_size="x"),
+    "^--bert .* cannot be used: .*hidden_size": lambda f: edit(f, "config.json", hidden_size="x"),
     "100% of the texts' tokens are unknown": without_tokenizer,
     "safetensors is a Git LFS": lambda f: (f / "model.safetensors").write_text(POINTER),
     "model_type": lambda f: (f / "config.json").unlink(),
@@ -144,27 +126,23 @@ DAMAGES = {
 def test_a_damaged_folder_is_one_sentence(says: str, damage: Callable, tmp_path: Path):
     saved(tmp_path / "f", max_position_embeddings=512)
     damage(tmp_path / "f")
-    with pytest.raises(UserError, match=f"^--bert .* cannot be used.*: .*{says}") as caught:
+    with pytest.raises(UserError, match=says) as caught:
         encoders.pretrained(str(tmp_path / "f"), TEXTS)
     assert str(caught.value).isprintable()
 
 
 DEBERTA = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "type_vocab_size": 0}
-UNUSABLE = {  # what the error says: family, its configuration, the run's number format
-    r"states change by \d+\.\d% in a batch": ("FNet", SIZES, "off"),
-    "training with --amp bf16 fails: ": ("Deberta", SIZES | DEBERTA, "bf16"),
-    "forward.. missing 1 required": ("Perceiver", {"d_model": 8, "d_latents": 8}, "off"),
-}
 
 
-@pytest.mark.parametrize("says, case", UNUSABLE.items())
-def test_an_encoder_that_would_fail_later_is_one_sentence_now(says: str, case, tmp_path: Path):
-    family, sizes, amp = case
-    saved(tmp_path, family, sizes)
-    with pytest.raises(UserError, match=says):
-        encoders.pretrained(str(tmp_path), TEXTS, amp=amp)
-    if amp == "bf16":
-        encoders.pretrained(str(tmp_path), TEXTS)
+def test_an_encoder_that_would_fail_later_is_one_sentence_now(tmp_path: Path):
+    """FNet has no attention mask; DeBERTa's masks overflow in bf16."""
+    saved(tmp_path / "fnet", "FNet")
+    with pytest.raises(UserError, match=r"states change by \d+\.\d% in a batch"):
+        encoders.pretrained(str(tmp_path / "fnet"), TEXTS)
+    saved(tmp_path / "deberta", "Deberta", SIZES | DEBERTA)
+    encoders.pretrained(str(tmp_path / "deberta"), TEXTS)
+    with pytest.raises(UserError, match="training the encoder with --amp bf16 fails: "):
+        encoders.pretrained(str(tmp_path / "deberta"), TEXTS, amp="bf16")
 
 
 def test_what_the_tokenizer_must_know(tmp_path: Path):

@@ -1,6 +1,7 @@
 """A run that is killed, fills the disk or loses its console resumes to the same bits."""
 
 import dataclasses
+import functools
 import io
 import itertools
 import json
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 import data
 import plumbing
@@ -33,7 +35,7 @@ def quick(folder: Path | str = "runs", **chosen) -> train.Config:
 
 @pytest.fixture(autouse=True, scope="module")
 def small_corpus():
-    """60 segments in each split, generated once: no test changes them."""
+    """60 segments in each split, generated once: no test changes them; a BERT without dropout."""
     corpus = data.synthetic()
     corpus.fingerprint = "of its content"
     for name, split in corpus.splits.items():
@@ -41,6 +43,9 @@ def small_corpus():
         corpus.splits[name] = data.Split(part, generated=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "synthetic", lambda: corpus)
+        off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        bert = functools.partial(transformers.BertConfig, **off)
+        patch.setattr(transformers, "BertConfig", bert)
         yield
 
 
