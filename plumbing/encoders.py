@@ -151,7 +151,7 @@ def check(
     share = unknown_share(tokenizer, ids[len(EXAMPLES) :])
     if share > UNKNOWN:
         raise ValueError(f"{share:.0%} of the texts' tokens are unknown to its tokenizer")
-    if pooling == "cls" and any(row[:1] != [tokenizer.cls_token_id] for row in ids):
+    if pooling == "cls" and ids[0][0] != tokenizer.cls_token_id:
         raise ValueError("a text does not start with [CLS]; use --pooling mean")
     by_length = sorted(ids[:16], key=len)
     rows = [by_length[0], by_length[len(by_length) // 2], by_length[-1]]
