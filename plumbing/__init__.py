@@ -56,23 +56,23 @@ def run(main: Callable, *arguments: Any) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a console that cannot print α prints ?
+    code = 2
     try:
         main(*arguments)
         print(end="", flush=True)
         return 0
     except UserError as error:
-        message, code = f"error: {error}", 2
+        message = f"error: {error}"
     except KeyboardInterrupt:
         message, code = "stopped; python train.py --resume RUN continues after the last epoch", 130
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not re.search(OUT_OF_MEMORY, str(error)):
             raise
         message = "error: out of memory: try a smaller --batch-size or --d, or --amp bf16"
-        code = 2
     except OSError as error:  # `| head` closes stdout, `> /dev/full` cannot be written
         with suppress(OSError, AttributeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        message, code = f"error: {first_line(error)}", 2
+        message = f"error: {first_line(error)}"
     with suppress(OSError):
         print(message, file=sys.stderr, flush=True)
     return code
