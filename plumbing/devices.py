@@ -43,14 +43,16 @@ def float32(part: Any) -> Any:
 
 @contextmanager
 def flush_denormals() -> Iterator[None]:
-    """Round numbers below 1e-38 to zero in a block or function.
+    """Round numbers below 1e-38 to zero in a block or function, then restore the previous mode.
 
     A gradient that fades over hundreds of frames ends in such numbers, with which a CPU computes 5
     times slower. Threads of a CPU's pool inherit the mode from the thread that starts them, so the
     block should contain everything from preparation on.
     """
+    smallest = torch.full((), torch.finfo(torch.float32).tiny)
+    before = (smallest / 2).item() == 0  # torch has no getter
     torch.set_flush_denormal(True)
     try:
         yield
     finally:
-        torch.set_flush_denormal(False)
+        torch.set_flush_denormal(before)
