@@ -24,7 +24,7 @@ UNKNOWN = 0.6  # a run starts with at most this share of unknown tokens
 EXAMPLES = ["good", "the movie was not that good"]  # checked beside the texts of the run
 CPU = torch.device("cpu")
 LOCAL = {"trust_remote_code": False, "local_files_only": True}
-Encoder = tuple[nn.Module, PreTrainedTokenizerBase]  # with its tokenizer
+Encoder = tuple[nn.Module, PreTrainedTokenizerBase]  # a text encoder and its tokenizer
 
 
 # ── Loading ───────────────────────────────────────────────────────────────────────────────────────

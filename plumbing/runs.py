@@ -12,7 +12,6 @@ These are JSON, tensors and plain containers: no code runs when they are read.
 """
 
 import json
-import shutil
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,9 +60,8 @@ class RunFolder:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self.config, self.encoder = self.path / "config.json", self.path / "bert"
+        self.encoder, self.results = self.path / "bert", self.path / "results.json"
         self.weights, self.checkpoint = self.path / "model.safetensors", self.path / "checkpoint.pt"
-        self.results = self.path / "results.json"
 
     @classmethod
     def create(cls, runs: str, name: str | None, default: str) -> "RunFolder":
@@ -87,7 +85,7 @@ class RunFolder:
     def write_config(self, config: dict) -> None:
         """Write config.json: a folder with it can be resumed, and resuming may change it."""
         if rank() == 0:
-            write_json(self.config, config)
+            write_json(self.path / "config.json", config)
 
     def log(self, entry: dict) -> None:
         """Append to metrics.jsonl. An epoch that is repeated after a crash replaces its line."""
@@ -130,15 +128,19 @@ class RunFolder:
     def keep_weights(self, model: nn.Module) -> None:
         """Write the weights of the best epoch so far."""
         if rank() == 0:
+            # Copies: tied weights, and the weights of an LSTM on a GPU, share their memory.
+            copies = {
+                name: tensor.cpu().clone(memory_format=torch.contiguous_format)
+                for name, tensor in model.state_dict().items()
+            }
             with replacing(self.weights) as temporary:
-                safetensors.torch.save_model(model, temporary)
-                shutil.copymode(self.config, temporary)  # otherwise the owner alone could read it
+                temporary.write_bytes(safetensors.torch.save(copies))  # save_file's mode is 0600
 
     def load_weights(self, model: nn.Module) -> None:
         """Load the weights of the best epoch. Raises UserError if they are missing or damaged."""
         wait_for_all()
         with explained(f"{self.weights} is missing or damaged, or of another model"):
-            safetensors.torch.load_model(model, regular(self.weights))
+            model.load_state_dict(safetensors.torch.load_file(regular(self.weights)))
 
     def finish(self, results: dict) -> None:
         """Write results.json and delete the checkpoint."""

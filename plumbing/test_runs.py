@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from torch import nn
 
 import data
 import plumbing
@@ -230,6 +231,21 @@ def test_a_damaged_file_is_one_sentence(name, damage, says, copy, capsys, monkey
     assert resume(copy) == 2
     message = capsys.readouterr().err
     assert message.startswith("error: ") and message.count("\n") == 1 and says in message
+
+
+def test_weights_that_share_memory_are_saved(tmp_path):
+    """As those of an LSTM on a GPU, which are parts of one tensor, and tied weights do."""
+
+    def model() -> nn.ModuleList:
+        layers, both = nn.ModuleList(nn.Linear(3, 3, bias=False) for _ in range(3)), torch.randn(18)
+        layers[0].weight.data, layers[1].weight.data = both.view(2, 3, 3)
+        layers[2].weight = layers[1].weight
+        return layers
+
+    saved, loaded, folder = model(), model(), RunFolder(tmp_path)
+    folder.keep_weights(saved)
+    folder.load_weights(loaded)
+    assert all(map(torch.equal, saved.parameters(), loaded.parameters()))
 
 
 def test_names_and_modes(whole, tmp_path):
