@@ -15,13 +15,12 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
 from torch import nn
 
 import data
 import plumbing
 import train
-from plumbing import UserError
+from plumbing import UserError, encoders
 from plumbing.runs import RunFolder
 
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="needs fork and SIGKILL")
@@ -45,8 +44,8 @@ def small_corpus():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "synthetic", lambda: corpus)
         off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-        bert = functools.partial(transformers.BertConfig, **off)
-        patch.setattr(transformers, "BertConfig", bert)
+        bert = functools.partial(encoders.transformers.BertConfig, **off)
+        patch.setattr(encoders.transformers, "BertConfig", bert)
         yield
 
 
