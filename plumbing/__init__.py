@@ -11,13 +11,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+OUT_OF_MEMORY = "out of memory|allocate memory"  # in torch's RuntimeErrors
+
 
 class UserError(Exception):
     """A mistake that the user can fix. The message has one to six lines; the exit code is 2."""
 
     def __init__(self, message: str):
-        lines = message.split("\n")[:6]
-        super().__init__("\n".join(printable(line, 1000) for line in lines))
+        super().__init__("\n".join(printable(line, 1000) for line in message.split("\n")[:6]))
 
 
 def printable(text: str, limit: int = 200) -> str:
@@ -55,26 +56,23 @@ def run(main: Callable, *arguments: Any) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a console that cannot print α prints ?
+    code = 2
     try:
         main(*arguments)
         print(end="", flush=True)
+        return 0
     except UserError as error:
-        return failed(f"error: {error}")
+        message = f"error: {error}"
     except KeyboardInterrupt:
-        return failed("stopped; python train.py --resume RUN continues after the last epoch", 130)
+        message, code = "stopped; python train.py --resume RUN continues after the last epoch", 130
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError) or re.search("out of memory|allocate memory", str(error)):
-            return failed("error: out of memory: try a smaller --batch-size or --d, or --amp bf16")
-        raise
+        if not isinstance(error, MemoryError) and not re.search(OUT_OF_MEMORY, str(error)):
+            raise
+        message = "error: out of memory: try a smaller --batch-size or --d, or --amp bf16"
     except OSError as error:  # `| head` closes stdout, `> /dev/full` cannot be written
         with suppress(OSError, AttributeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return failed(f"error: {first_line(error)}")
-    return 0
-
-
-def failed(message: str, code: int = 2) -> int:
-    """Print the message on stderr and return the exit code."""
+        message = f"error: {first_line(error)}"
     with suppress(OSError):
         print(message, file=sys.stderr, flush=True)
     return code

@@ -84,7 +84,6 @@ def epoch_line(entry: dict, with_header: bool) -> str:
     valid = {"valid MAE": entry["valid"]["mae"], "Corr": entry["valid"]["corr"]}
     numbers = {name: f"{value:.3f}" for name, value in (entry["train"] | valid).items()}
     columns = {"epoch": str(entry["epoch"]), **numbers, "seconds": f"{entry['seconds']:.0f}"}
-    widths = [max(len(name), 6) for name in columns]
-    lines = [columns, columns.values()] if with_header else [columns.values()]
-    cells = [[text.rjust(n) for text, n in zip(line, widths, strict=True)] for line in lines]
-    return "\n".join(" ".join(line) for line in cells)
+    line = " ".join(text.rjust(max(len(name), 6)) for name, text in columns.items())
+    header = " ".join(name.rjust(6) for name in columns)
+    return f"{header}\n{line}" if with_header else line

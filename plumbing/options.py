@@ -8,7 +8,7 @@ import argparse
 import inspect
 import re
 from collections.abc import Callable
-from dataclasses import Field, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from plumbing import UserError, printable
@@ -89,8 +89,9 @@ def parse(
     for title, names in groups.items():
         group = parser.add_argument_group(title)
         for name in names.split():
-            differing = {key: preset[name] for key, preset in presets.items() if name in preset}
-            add(group, by_name[name], hints[name], texts[name], differing)
+            defaults = {"default": by_name[name].default}
+            defaults |= {key: preset[name] for key, preset in presets.items() if name in preset}
+            add(group, name, hints[name], defaults, texts[name].replace("%", "%%"))
     changes = ", ".join(map(flag, RESUMABLE))
     text = f"continue this run; of the other options it takes {changes}"
     group.add_argument("--resume", metavar="RUN", help=text)
@@ -99,29 +100,24 @@ def parse(
     if "resume" not in typed:
         return kind(**typed), None, {}
     run = typed.pop("resume")
-    if run == []:  # Python 3.11 makes this of --resume=--
-        parser.error("--resume takes the folder of a run")
     if not typed.keys() <= set(RESUMABLE):
         parser.error(f"--resume takes no other options than {changes}")
     return None, run, typed
 
 
 def add(
-    group: argparse._ArgumentGroup, each: Field, kind: Any, text: str, differing: dict[str, Any]
+    group: argparse._ArgumentGroup, name: str, kind: Any, defaults: dict[str, Any], text: str
 ) -> None:
-    """Add a field to a group of --help. differing: the presets' defaults where they are others."""
-    text = text.replace("%", "%%")
+    """Add a field to a group of --help. defaults: "default" and those of presets that differ"""
+    default = defaults["default"]
     if kind is bool:  # one flag, which changes the default
-        name = f"no_{each.name}" if each.default else each.name
-        settings = {"action": "store_const", "const": not each.default, "dest": each.name}
-        group.add_argument(flag(name), help=text, **settings)
+        typed = flag(f"no_{name}" if default else name)
+        group.add_argument(typed, action="store_const", const=not default, dest=name, help=text)
         return
-    if each.default is not None:  # otherwise the text says what happens
-        defaults = {"default": each.default, **differing}
-        text = f"{text} ({'; '.join(f'{name}: {value}' for name, value in defaults.items())})"
+    if default is not None:  # otherwise the text says what happens
+        text += f" ({'; '.join(f'{key}: {value}' for key, value in defaults.items())})"
     if get_origin(kind) is Literal:
-        group.add_argument(flag(each.name), help=text, choices=get_args(kind))
+        group.add_argument(flag(name), choices=get_args(kind), help=text)
     else:
         kind = (get_args(kind) or (kind,))[0]  # X of X | None
-        metavar = {str: "TEXT", int: "N", float: "X"}[kind]
-        group.add_argument(flag(each.name), help=text, type=kind, metavar=metavar)
+        group.add_argument(flag(name), type=kind, metavar=kind.__name__, help=text)

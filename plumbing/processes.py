@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from plumbing import UserError, explained
+from plumbing import explained
 
 
 def joined() -> bool:
@@ -34,19 +34,9 @@ def world_size() -> int:
 
 
 def start() -> None:
-    """Join the other processes if torchrun started this one; only process 0 prints.
-
-    Raises UserError if another launcher left its variables behind.
-    """
-    alone = {"RANK": "0", "WORLD_SIZE": "1"}
-    others = [name for name in alone if os.environ.get(name, alone[name]) != alone[name]]
-    if joined() or not others:
+    """Join the other processes if torchrun started this one; only process 0 prints."""
+    if joined() or not dist.is_available() or not dist.is_torchelastic_launched():
         return
-    if not dist.is_torchelastic_launched():
-        raise UserError(
-            f"{others[0]} is {os.environ[others[0]]!r}, but torchrun did not start this process: "
-            "unset RANK and WORLD_SIZE, or start with torchrun"
-        )
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     with explained("the processes of torchrun cannot connect"):
@@ -69,54 +59,40 @@ def from_first(value: Any) -> Any:
     return values[0]
 
 
-class Gather(torch.autograd.Function):
-    """The rows that each process computed -> all rows, in every process; gradients are summed."""
-
-    @staticmethod
-    def forward(ctx: Any, mine: Tensor, rows: slice, B: int) -> Tensor:
-        ctx.rows = rows
-        everyone = mine.new_zeros(B, *mine.shape[1:])
-        everyone[rows] = mine
-        dist.all_reduce(everyone)
-        return everyone
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        gradient = gradient.contiguous()
-        dist.all_reduce(gradient)
-        return gradient[ctx.rows], None, None
-
-
 def distribute(model: nn.Module, device: torch.device) -> nn.Module:
     """The model for the forward pass: the model itself, or one that shares out its embeddings.
 
     model.embeddings: modules called with (values, lengths) of B segments that return (B, d), row by
-    row. model.forward must use every parameter, since DDP fails at one that only a loss uses. The
-    gradient of the gathered rows is a sum over the processes and DDP takes the mean, so loss and
-    gradients equal those of one process.
+    row. model.forward must use every parameter, since DDP fails at one that only a loss uses.
+    Loss and gradients equal those of one process.
     """
     if world_size() == 1:
         return model
     gpus = [device] if device.type == "cuda" else []
-
-    def shared(alone: Callable) -> Callable:
-        def forward(values: Tensor, lengths: Tensor) -> Tensor:
-            # Slices: an index of rows would be copied to the GPU, and each such copy waits for it.
-            start, stop = (len(values) * number // world_size() for number in (rank(), rank() + 1))
-            rows, some = (
-                slice(start, stop),
-                slice(start, max(stop, start + 1)),
-            )  # a module needs ≥ 1
-            seed = int(torch.randint(1 << 60, ())) + rank()  # each share draws its own dropout
-            with torch.random.fork_rng(gpus):
-                torch.manual_seed(seed)
-                mine = alone(values[some], lengths[some])[: stop - start]
-            return Gather.apply(mine, rows, len(values))
-
-        return forward
-
     for block in model.embeddings.values():
-        block.forward = shared(block.forward)
+        block.forward = shared(block.forward, gpus)
     # find_unused_parameters: a share without text gives BERT's embeddings no gradient.
     # No device_ids: with them DDP would move the lengths, which stay on the CPU.
     return DistributedDataParallel(model, find_unused_parameters=True)
+
+
+def shared(embed: Callable, gpus: list[torch.device]) -> Callable:
+    """The function that embeds this process's share of a batch and gathers all rows."""
+
+    def forward(values: Tensor, lengths: Tensor) -> Tensor:
+        B = len(values)
+        start, stop = (B * number // world_size() for number in (rank(), rank() + 1))
+        some = slice(start, max(stop, start + 1))  # a module needs at least one row
+        seed = int(torch.randint(1 << 60, ())) + rank()  # each share draws its own dropout
+        with torch.random.fork_rng(gpus):
+            torch.manual_seed(seed)
+            mine = embed(values[some], lengths[some])[: stop - start]
+        everyone = mine.new_zeros(B, *mine.shape[1:])
+        everyone[start:stop] = mine.detach()
+        dist.all_reduce(everyone)
+        everyone[start:stop] = mine  # with its graph
+        if mine.requires_grad:
+            mine.register_hook(lambda gradient: gradient * world_size())  # DDP divides by it
+        return everyone
+
+    return forward

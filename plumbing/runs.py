@@ -12,7 +12,6 @@ These are JSON, tensors and plain containers: no code runs when they are read.
 """
 
 import json
-import shutil
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from plumbing import UserError, explained, regular
@@ -33,29 +32,17 @@ from plumbing.processes import from_first, rank, wait_for_all
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path to write to, renamed to `path` at the end of the block. Raises UserError."""
     temporary = path.with_name(path.name + ".tmp")
-    remove(temporary)  # a killed run may have left it
     try:
         with explained(f"{path} cannot be written; the old one was kept"):  # a full disk:
-            yield temporary  # torch raises RuntimeError, tokenizers Exception
+            yield temporary  # torch raises RuntimeError, safetensors an Exception of its own
             temporary.replace(path)
     finally:
-        remove(temporary)
-
-
-def remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def write(path: Path, content: bytes) -> None:
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
+        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: dict) -> None:
-    write(path, (json.dumps(content, indent=2) + "\n").encode())
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def read_json(path: Path) -> dict:
@@ -90,9 +77,9 @@ class RunFolder:
         pretrained: the encoder's configuration and its tokenizer
         """
         if rank() == 0:
-            with replacing(self.encoder) as temporary:
+            with explained(f"{self.encoder} cannot be written"):
                 for part in pretrained:
-                    part.save_pretrained(temporary)
+                    part.save_pretrained(self.encoder)
             write_json(self.path / "standardizer.json", standardizer)
 
     def write_config(self, config: dict) -> None:
@@ -105,8 +92,9 @@ class RunFolder:
         if rank() == 0:
             path = self.path / "metrics.jsonl"
             lines = regular(path).read_bytes().splitlines() if path.exists() else []
-            lines = [*lines[: entry["epoch"]], json.dumps(entry).encode()]
-            write(path, b"\n".join(lines) + b"\n")
+            lines = [*lines[: entry["epoch"]], json.dumps(entry).encode(), b""]
+            with replacing(path) as temporary:
+                temporary.write_bytes(b"\n".join(lines))
 
     def save_checkpoint(self, model: nn.Module, optimizer: Optimizer, progress: dict) -> None:
         """Save everything needed to resume. progress: plain containers of numbers and text."""
@@ -118,43 +106,41 @@ class RunFolder:
     def load_checkpoint(self, model: nn.Module, optimizer: Optimizer, start: dict) -> dict:
         """Restore model and optimizer. Returns the saved progress, or `start` without a checkpoint.
 
-        optimizer: a new one, of any class; its options, such as the learning rates, are kept.
-        start: has the keys and types of any progress; start["data"] is the data's fingerprint.
-        Raises UserError for a checkpoint that is damaged, or of another model, optimizer or data.
+        optimizer: a new one; its options, such as the learning rates, are kept.
+        start: progress before the first epoch; start["data"] is the data's fingerprint.
+        Raises UserError for a checkpoint that is damaged, or of another model or data.
         """
         if not self.checkpoint.exists():
             return start
-        with explained(f"{self.checkpoint} is damaged, or of another model, optimizer or data"):
+        with explained(f"{self.checkpoint} is damaged, or of another model"):
             with zipfile.ZipFile(regular(self.checkpoint)) as archive:
                 if changed := archive.testzip():  # torch does not compare the checksums
                     raise ValueError(f"the checksum of {changed} is wrong")
             state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-            demand_alike(state["progress"], start)
-            demand_alike(state["model"], model.state_dict())
-            expected = state_after_a_step(optimizer)
-            for number, saved in state["optimizer"].items():  # no gradient so far, no entry
-                demand_alike(saved, expected["state"][number])
             if state["progress"]["data"] != start["data"]:
                 raise UserError(
                     f"{self.path} was started with another data file: pass it to --data"
                 )
             model.load_state_dict(state["model"])
-            optimizer.load_state_dict({**expected, "state": state["optimizer"]})
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": state["optimizer"]})
         return state["progress"]
 
     def keep_weights(self, model: nn.Module) -> None:
         """Write the weights of the best epoch so far."""
         if rank() == 0:
-            weights = {k: v.cpu().contiguous() for k, v in distinct(model).items()}
-            write(self.weights, safetensors.torch.save(weights))  # save_file's mode is 0600
+            # Copies: tied weights, and the weights of an LSTM on a GPU, share their memory.
+            copies = {
+                name: tensor.cpu().clone(memory_format=torch.contiguous_format)
+                for name, tensor in model.state_dict().items()
+            }
+            with replacing(self.weights) as temporary:
+                temporary.write_bytes(safetensors.torch.save(copies))  # save_file's mode is 0600
 
     def load_weights(self, model: nn.Module) -> None:
         """Load the weights of the best epoch. Raises UserError if they are missing or damaged."""
         wait_for_all()
         with explained(f"{self.weights} is missing or damaged, or of another model"):
-            weights = safetensors.torch.load_file(regular(self.weights))
-            demand_alike(weights, distinct(model))
-            model.load_state_dict(weights, strict=False)  # the names are compared already
+            model.load_state_dict(safetensors.torch.load_file(regular(self.weights)))
 
     def finish(self, results: dict) -> None:
         """Write results.json and delete the checkpoint."""
@@ -162,43 +148,6 @@ class RunFolder:
             write_json(self.results, results)
             self.checkpoint.unlink(missing_ok=True)
         wait_for_all()
-
-
-def demand_alike(saved: Any, expected: Any) -> None:
-    """Raise ValueError unless both have the same keys, types, shapes and dtypes at every level."""
-    if isinstance(saved, dict) and isinstance(expected, dict):
-        if differing := saved.keys() ^ expected.keys():
-            raise ValueError(f"{min(differing, key=str)} is missing or too many")
-        for key in expected:
-            demand_alike(saved[key], expected[key])
-    elif isinstance(saved, Tensor) and isinstance(expected, Tensor):
-        same = saved.shape == expected.shape and saved.dtype == expected.dtype
-        if not same or saved.is_contiguous() < expected.is_contiguous():  # an expanded number
-            was, should = (f"{t.dtype} of shape {list(t.shape)}" for t in (saved, expected))
-            raise ValueError(f"it has {was} in place of {should}")
-    elif isinstance(expected, dict | Tensor) or type(saved) is not type(expected):
-        names = type(saved).__name__, type(expected).__name__
-        raise ValueError("it has {} in place of {}".format(*names))
-
-
-def distinct(model: nn.Module) -> dict[str, Tensor]:
-    """The state of a model; of tied weights, which are one tensor, the first name alone."""
-    state = model.state_dict(keep_vars=True)
-    names = {id(tensor): name for name, tensor in reversed(state.items())}
-    return {name: state[name].detach() for name in names.values()}
-
-
-def state_after_a_step(optimizer: Optimizer) -> dict:
-    """What a new optimizer keeps, of any class: a step of zero gradients makes it.
-
-    The step may move the parameters.
-    """
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            p.grad = torch.zeros_like(p)
-    optimizer.step()
-    optimizer.zero_grad()
-    return optimizer.state_dict()
 
 
 def make(runs: Path, name: str | None, default: str) -> Path | UserError:

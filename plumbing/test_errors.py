@@ -52,8 +52,3 @@ def test_an_exception_of_a_library_is_explained(error):
 def test_an_exception_that_is_no_fault_of_a_file_goes_through(error):
     with pytest.raises(type(error)), explained("what"):
         raise error
-
-
-def test_an_import_installs_no_hook():
-    """pytest imported every module before; other programs may have hooks of their own."""
-    assert sys.excepthook.__module__ != plumbing.__name__

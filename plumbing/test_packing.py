@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import BertConfig, BertModel
 
-from plumbing.packing import Packed, first_fit, pack
+from plumbing.packing import Packed, first_fit
 
 lengths_lists = st.lists(st.integers(1, 9), min_size=1, max_size=7)
 
@@ -22,22 +22,6 @@ def test_first_fit_laws(sizes: list[int], capacity: int):
             for earlier in bins[:b]:
                 assert sum(sizes[j] for j in earlier if j < i) + sizes[i] > capacity
     assert first_fit([], capacity) == []
-
-
-@given(lengths_lists, st.integers(1, 20))
-def test_rows_hold_whole_sentences_and_every_token_once(lengths: list[int], row_length: int):
-    sentence, position = pack(torch.tensor(lengths), row_length)
-    rows = [
-        [(i, t) for i, t in zip(s, p, strict=True) if i >= 0]
-        for s, p in zip(sentence.tolist(), position.tolist(), strict=True)
-    ]
-    tokens = [token for row in rows for token in row]
-    assert sorted(tokens) == [(i, t) for i, n in enumerate(lengths) for t in range(n)]
-    for row in rows:
-        whole = [(i, t) for i in dict.fromkeys(i for i, _ in row) for t in range(lengths[i])]
-        assert row == whole
-    assert sentence.shape[1] <= max(row_length, *lengths)
-    assert ((sentence >= 0) | (position == 0)).all()
 
 
 def tiny_bert(attention: str) -> BertModel:

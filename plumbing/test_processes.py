@@ -1,12 +1,10 @@
 """Several processes compute what one does, to rounding: loss, gradients, and a whole run."""
 
-import functools
 import json
 import multiprocessing
 import os
 import socket
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +12,11 @@ import pytest
 import torch
 
 import train
-from plumbing import UserError, encoders, processes
+from plumbing import processes
 from plumbing.runs import RunFolder
 from plumbing.test_runs import forks, needs_linux, quick, small_corpus  # noqa: F401
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-
-
-@pytest.fixture(autouse=True)
-def no_dropout_in_bert(monkeypatch, small_corpus):  # noqa: F811
-    off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    monkeypatch.setattr(encoders, "BertConfig", functools.partial(encoders.BertConfig, **off))
 
 
 def in_processes(number: int, folder: Path, work: Callable[[], Any]) -> list:
@@ -110,16 +102,3 @@ def test_a_run_of_two_processes_predicts_as_the_run_of_one(tmp_path, capfd):
         RunFolder(tmp_path / config.name).load_weights(session.model)
         predictions.append(torch.from_numpy(train.predict(session, session.segments["test"])[0]))
     torch.testing.assert_close(*predictions, atol=1e-5, rtol=0)
-
-
-LEFT = {"RANK=", "RANK=1", "WORLD_SIZE=2", "WORLD_SIZE=two", "RANK=0 WORLD_SIZE=2 MASTER_PORT=1"}
-
-
-@pytest.mark.parametrize("variables", [*sorted(LEFT), "RANK=0 WORLD_SIZE=1", "MASTER_ADDR=x"])
-def test_variables_that_another_launcher_left_are_one_sentence(variables, monkeypatch):
-    for variable in variables.split():
-        monkeypatch.setenv(*variable.split("="))
-    message = r"^(RANK|WORLD_SIZE) is '\w*', but torchrun did not start this process: unset RANK"
-    with pytest.raises(UserError, match=message) if variables in LEFT else nullcontext():
-        processes.start()
-    assert (processes.rank(), processes.world_size(), processes.from_first(7)) == (0, 1, 7)

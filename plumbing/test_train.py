@@ -12,27 +12,7 @@ import data
 import msfn
 import plumbing
 import train
-
-
-def quick(folder="runs", **chosen):
-    """README's synthetic run, cut short."""
-    chosen = {"epochs": 2, "d": 16, "lstm_width": 8, "device": "cpu", "runs": str(folder), **chosen}
-    return train.Config(dataset="synthetic", **chosen)
-
-
-SIZES = {"train": 300, "valid": 90, "test": 80}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_synthetic_corpus():
-    """Generated once and cut: no test changes it."""
-    corpus = data.synthetic()
-    for name, n in SIZES.items():
-        part = corpus[name].part
-        corpus.splits[name] = data.Split({k: v[:n] for k, v in part.items()})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "synthetic", lambda: corpus)
-        yield
+from plumbing.test_runs import quick, small_corpus  # noqa: F401
 
 
 def recorded(config, observe=None):
@@ -48,35 +28,24 @@ def recorded(config, observe=None):
         return train.train(config, observe=observe), read
 
 
-@pytest.fixture(scope="module")
-def two_runs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs")
-    return folder, recorded(quick(folder)), recorded(quick(folder))
-
-
-def test_same_seed_same_bits(two_runs):
-    folder, first, second = two_runs
+def test_a_run_is_reproducible_and_reads_the_test_split_once_at_the_end(tmp_path):
+    """Item by item: train and valid in each of two epochs, then test; weights bit by bit."""
+    first, second = (recorded(quick(tmp_path, epochs=2)) for _ in range(2))
     assert first == second
-    files = "bert config.json metrics.jsonl model.safetensors results.json standardizer.json"
-    for name in ("synthetic-seed0", "synthetic-seed0-2"):
-        assert sorted(p.name for p in (folder / name).iterdir()) == files.split()
-    weights = [p.read_bytes() for p in sorted(folder.glob("*/model.safetensors"))]
-    assert len(weights) == 2 and weights[0] == weights[1]
-
-
-def test_the_test_split_is_read_once_after_the_epoch_is_chosen(two_runs):
-    """Item by item: train and valid in each of two epochs; then test."""
-    _, (_, read), _ = two_runs
-    items = iter(read)
+    items = iter(first[1])
     for split in ["train", "valid", "train", "valid", "test"]:
-        rows = sorted(itertools.islice(items, SIZES[split]))
-        assert rows == [(split, i) for i in range(SIZES[split])]
+        assert sorted(itertools.islice(items, 60)) == [(split, i) for i in range(60)]
     assert not list(items)
+    names = "bert config.json metrics.jsonl model.safetensors results.json standardizer.json"
+    for folder in (tmp_path / "synthetic-seed0", tmp_path / "synthetic-seed0-2"):
+        assert sorted(path.name for path in folder.iterdir()) == names.split()
+    one, two = (path.read_bytes() for path in tmp_path.glob("*/model.safetensors"))
+    assert one == two
 
 
 def test_a_search_does_not_read_the_test_split_and_logs_what_is_observed(tmp_path):
     epochs = itertools.count(1)
-    config = quick(tmp_path, name="search", test=False)
+    config = quick(tmp_path, name="search", epochs=2, test=False)
     results, read = recorded(config, observe=lambda session: {"epoch_seen": next(epochs)})
     assert "test" not in results and {split for split, _ in read} == {"train", "valid"}
     lines = (tmp_path / "search" / "metrics.jsonl").read_text().splitlines()
@@ -123,23 +92,15 @@ def test_presets_are_table_1_and_what_is_chosen_beats_them():
         assert train.parse(["--dataset", dataset])[0] == config
         assert tuple(getattr(config, name) for name in names) == values
     assert train.parse([])[0] == config
-    ours = (config.lstm_width, config.epochs, config.patience, config.clip, config.bert)
-    assert ours == (64, 30, 8, 1.0, "google-bert/bert-base-uncased")
-    assert config.bert_learning_rate is None and config.modalities == "avl" and config.test
-    open_choices = {name: getattr(config, name) for name in vars(msfn.MSFNConfig())}
-    table_1 = {"d", "alpha", "beta", "gamma", "dropout"}
-    assert {k: v for k, v in open_choices.items() if k not in table_1} == {
-        "adversarial": "literal",
-        "triplet_features": "h",
-        "margin": 1.0,
-        "classes": "seven",
-        "detach_target": False,
-        "attention": "video",
-        "reduction": "mean",
-    }
-    typed = train.parse(["--dataset", "mosei", "--batch-size", "8", "--no-test"])[0]
-    assert (typed.batch_size, typed.d, typed.test) == (8, 256, False)
-    assert train.Config(dataset="mosei", batch_size=8, test=False) == typed
+    ours = {"lstm_width": 64, "epochs": 30, "patience": 8, "clip": 1.0, "modalities": "avl"}
+    ours |= {"bert": "google-bert/bert-base-uncased", "bert_learning_rate": None, "pooling": "mean"}
+    ours |= {"adversarial": "literal", "triplet_features": "h", "margin": 1.0, "classes": "seven"}
+    ours |= {"detach_target": False, "attention": "video", "reduction": "mean", "test": True}
+    assert {name: getattr(config, name) for name in ours} == ours
+    argv = "--dataset mosei --batch-size 8 --no-test --detach-target"
+    typed = train.parse(argv.split())[0]
+    assert (typed.batch_size, typed.d, typed.test, typed.detach_target) == (8, 256, False, True)
+    assert train.Config(dataset="mosei", batch_size=8, test=False, detach_target=True) == typed
     with pytest.raises(TypeError, match="no option alhpa"):
         train.Config(alhpa=1.0)
 
@@ -147,7 +108,7 @@ def test_presets_are_table_1_and_what_is_chosen_beats_them():
 def test_the_configuration_reaches_the_embeddings():
     session = train.Session(quick(dropout=0.9, pooling="cls"))
     audio, text = session.model.embeddings["a"], session.model.embeddings["l"]
-    assert (audio.dense.in_features, audio.dropout.p) == (2 * 8, 0.9)
+    assert (audio.dense.in_features, audio.dropout.p) == (2 * 4, 0.9)
     assert (text.pooling, text.dropout.p, session.model.predictor[2].p) == ("cls", 0.9, 0.9)
 
 
@@ -197,12 +158,3 @@ def test_patience_counts_the_epochs_without_a_better_one(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "print_results", lambda *_: None)
     results = train.train(quick(tmp_path, epochs=9, patience=2))
     assert results["epoch"] == 1 and results["valid"]["mae"] == 0.8 and next(maes) == 0.2
-
-
-def test_preparing_leaves_the_configuration_and_the_host_program_as_they_were():
-    config = quick()
-    chosen = dict(vars(config))
-    denormal = torch.tensor(1e-310, dtype=torch.float64)
-    session = train.Session(config)
-    train.predict(session, session.segments["valid"])
-    assert vars(config) == chosen and (denormal * 1).item() > 0
