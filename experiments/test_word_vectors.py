@@ -12,10 +12,11 @@ from plumbing import UserError, encoders
 ZERO, WAS, SUPERB = [0.0] * 3, [0.5, -1, 0.2], [1.0, 2, 3]
 
 
-def test_a_word_has_its_vector(tmp_path: Path, capsys):
+@pytest.mark.parametrize("header", [[], ["9 3"]], ids=["GloVe", "fastText"])
+def test_a_word_has_its_vector(header, tmp_path: Path, capsys):
     """Case and punctuation of a text do not matter; other words and special tokens are 0."""
     file = tmp_path / "vectors"
-    file.write_text("\n".join(GLOVE))
+    file.write_text("\n".join([*header, *GLOVE]))
     texts = ["The movie WAS superb.", "awful 5", "SUPERB, was it?"]
     encoder, tokenizer = word_vectors(str(file), texts)
     assert "vectors of 2 of 7 words, each of width 3" in capsys.readouterr().out

@@ -54,6 +54,8 @@ def word_vectors(file: str, texts: list[str]) -> tuple[Static, PreTrainedTokeniz
     with explained(f"{file} does not hold word vectors as text"):
         with open(regular(file), encoding="utf-8") as lines:
             width = len(lines.readline().split()) - 1  # the first word has no space, others may
+            if width == 1:  # fastText's .vec: a line of two counts comes first
+                width = len(lines.readline().split()) - 1
             lines.seek(0)
             for number, line in enumerate(lines, 1):
                 word, *values = line.rstrip().rsplit(" ", width)

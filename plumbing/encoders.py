@@ -76,7 +76,7 @@ def build(folder: str) -> Encoder:
     """The encoder of a configuration, with random weights, and a tokenizer that cuts long texts."""
     config = AutoConfig.from_pretrained(folder, **LOCAL)
     model = AutoModel.from_config(config, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(folder, **LOCAL)
+    tokenizer = read_tokenizer(folder)
     positions = getattr(config, "max_position_embeddings", None) or 0
     if config.model_type != "bert":
         positions -= 2  # RoBERTa's start at 2
@@ -98,7 +98,16 @@ def read(folder: str) -> tuple[nn.Module, PreTrainedTokenizerBase, list[str]]:
     missing = {id(p) for key, p in model.named_parameters() if key in lost}
     encoder = text_encoder(model)
     names = [key for key, p in encoder.named_parameters() if id(p) in missing]
-    return encoder, AutoTokenizer.from_pretrained(folder, **LOCAL), names
+    return encoder, read_tokenizer(folder), names
+
+
+def read_tokenizer(folder: str) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(folder, **LOCAL)
+    except Exception as error:
+        if "tiktoken" in str(error):  # transformers advises to install it, which does not help
+            raise ValueError("its tokenizer needs pip install sentencepiece protobuf") from error
+        raise
 
 
 def small(texts: list[str]) -> tuple[nn.Module, PreTrainedTokenizerBase, list[str]]:

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from plumbing import explained
+from plumbing import UserError, explained
 
 
 def joined() -> bool:
@@ -34,8 +34,19 @@ def world_size() -> int:
 
 
 def start() -> None:
-    """Join the other processes if torchrun started this one; only process 0 prints."""
-    if joined() or not dist.is_available() or not dist.is_torchelastic_launched():
+    """Join the other processes if torchrun started this one; only process 0 prints.
+
+    Raises UserError if another launcher left its variables behind.
+    """
+    if joined() or not dist.is_available():
+        return
+    if not dist.is_torchelastic_launched():
+        for name, alone in {"RANK": "0", "WORLD_SIZE": "1"}.items():
+            if (value := os.environ.get(name, alone)) != alone:
+                raise UserError(
+                    f"{name} is {value!r}, but torchrun did not start this process: "
+                    "unset RANK and WORLD_SIZE, or start with torchrun"
+                )
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -167,3 +168,13 @@ def test_capitals_are_read_alike_in_files_and_when_predicting(capsys):
     assert "50% of the tokens are unknown" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"a text cannot be tokenized: .*surrogate"):
         encoders.tokenize(tokenizer, ["good", "good \ud800"])
+
+
+@pytest.mark.skipif(find_spec("sentencepiece") is not None, reason="sentencepiece is installed")
+def test_a_folder_with_only_a_sentencepiece_model_says_what_to_install(tmp_path: Path):
+    saved(tmp_path, *FAMILIES["T5Stack"])
+    for path in (*tmp_path.glob("tokenizer*"), *tmp_path.glob("special_tokens_map*")):
+        path.unlink()
+    (tmp_path / "spiece.model").write_bytes(b"\n\x07\n\x05<unk>")
+    with pytest.raises(UserError, match="pip install sentencepiece protobuf"):
+        encoders.pretrained(str(tmp_path), TEXTS)

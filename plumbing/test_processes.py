@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import train
-from plumbing import processes
+from plumbing import UserError, processes
 from plumbing.runs import RunFolder
 from plumbing.test_runs import forks, needs_linux, quick, small_corpus  # noqa: F401
 
@@ -82,14 +82,15 @@ def test_with_dropout_all_processes_see_the_same(tmp_path):
     (one, x), (two, same_x) = in_processes(2, tmp_path, work)
     assert all(torch.equal(one[name], two[name]) for name in one) and torch.equal(x, same_x)
     assert (one["loss"] - loss_and_gradients(config)["loss"]).abs() > 1e-3
-    assert (x[:6] - x[6:]).abs().max() > 1e-3
+    first, second = x.chunk(2)
+    assert (first - second).abs().max() > 1e-3
 
 
 @forks
 @needs_linux
 def test_a_run_of_two_processes_predicts_as_the_run_of_one(tmp_path, capfd):
     """Process 0 alone writes and prints; both return what results.json holds."""
-    chosen = {"dropout": 0.0, "learning_rate": 1e-2}
+    chosen = {"dropout": 0.0, "learning_rate": 1e-3}
     configs = [quick(tmp_path, name=name, **chosen) for name in ("one", "two")]
     train.train(configs[0])
     alone = capfd.readouterr().out
@@ -101,4 +102,11 @@ def test_a_run_of_two_processes_predicts_as_the_run_of_one(tmp_path, capfd):
         session = train.Session(config)
         RunFolder(tmp_path / config.name).load_weights(session.model)
         predictions.append(torch.from_numpy(train.predict(session, session.segments["test"])[0]))
-    torch.testing.assert_close(*predictions, atol=1e-5, rtol=0)
+    torch.testing.assert_close(*predictions, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name, value", [("WORLD_SIZE", "2"), ("RANK", "1"), ("RANK", "")])
+def test_variables_that_another_launcher_left_are_named(name, value, monkeypatch):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=f"^{name} is '{value}', but torchrun did not start"):
+        processes.start()
