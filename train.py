@@ -93,10 +93,7 @@ class Config(MSFNConfig):
             raise TypeError(f"there is no option {', '.join(sorted(unknown))}")
         preset = PRESETS.get(str(chosen.get("dataset", self.dataset)), {})
         vars(self).update(defaults | preset | chosen)
-        options.check(self)
-        for words, (holds, names) in RANGES.items():
-            for name in names.split():
-                options.demand(self, name, holds, words)
+        options.check(self, RANGES)
         for name in ("data", "labels", "bert"):  # absolute, so that a run resumes from any folder
             path = getattr(self, name)
             if path not in (None, encoders.SMALL) and os.path.exists(path):

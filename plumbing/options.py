@@ -16,8 +16,14 @@ from plumbing import UserError, printable
 RESUMABLE = ("device", "data", "labels", "epochs", "patience")  # what may change in a run
 
 
-def check(config: Any) -> None:
-    """Raise UserError unless each field has its annotated type and no number is NaN or huge."""
+Ranges = dict[str, tuple[Callable[[Any], bool], str]]  # {what a value must be: (test, fields)}
+
+
+def check(config: Any, ranges: Ranges) -> None:
+    """Raise UserError unless each field has its annotated type and is in its range.
+
+    No number may be NaN or huge; None is in every range.
+    """
     for name, kind in get_type_hints(type(config)).items():
         value, allowed = getattr(config, name), get_args(kind) or (kind,)
         if get_origin(kind) is Literal:
@@ -30,6 +36,9 @@ def check(config: Any) -> None:
         demand(config, name, lambda v: v != "", "some text")  # an unset variable of the shell
         if type(value) in (int, float):
             demand(config, name, lambda n: abs(n) < 2**31, "a number below 2**31")  # NaN is not
+    for what, (holds, names) in ranges.items():
+        for name in names.split():
+            demand(config, name, holds, what)
 
 
 def demand(config: Any, name: str, holds: Callable[[Any], bool], what: str) -> None:
