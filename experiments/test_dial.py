@@ -8,6 +8,8 @@ import plumbing
 import train
 from experiments import dial
 
+ROWS = ("all, as printed", "without L^a")
+
 
 def explained_variance(modalities: str, own: float, noise: float) -> float:
     """R² of a linear regression from these modalities to y, on segments that have frames."""
@@ -40,14 +42,14 @@ def quick(monkeypatch):
     """One epoch on ten segments, of one loss at two positions."""
     monkeypatch.setitem(train.PRESETS["synthetic"], "epochs", 1)
     monkeypatch.setattr(dial, "DIALS", {"own": (0.0, 1.0), "train": (10,)})
-    monkeypatch.setattr(dial, "TRAINED", ("MSFN", "without L^a"))
+    monkeypatch.setattr(dial, "TRAINED", {row: dial.TRAINED[row] for row in ROWS})
 
 
 def test_a_run_reports_each_position_with_its_own_options(quick, tmp_path):
-    lines = {own: dial.run(own, 10, 0.5, "MSFN", 3) for own in (0.0, 1.0)}
-    assert lines[0.0][:5] == (0.0, 10, 0.5, "MSFN", 3)
+    lines = {own: dial.run(own, 10, 0.5, "all, as printed", 3) for own in (0.0, 1.0)}
+    assert lines[0.0][:5] == (0.0, 10, 0.5, "all, as printed", 3)
     assert len(lines[0.0]) == len(dial.COLUMNS) and lines[0.0][5:] != lines[1.0][5:]
-    assert dial.run(0.0, 10, 0.5, "MSFN", 3) == lines[0.0]
+    assert dial.run(0.0, 10, 0.5, "all, as printed", 3) == lines[0.0]
     assert dial.run(0.0, 10, 0.5, "without L^a", 3)[5:] != lines[0.0][5:]
 
 
@@ -55,8 +57,8 @@ def test_effects_are_paired_and_finished_runs_are_not_run_again(quick, tmp_path,
     path = tmp_path / "dial.csv"
     lines = [",".join(dial.COLUMNS)]
     for own, seed in ((own, seed) for own in (0.0, 1.0) for seed in (0, 1)):
-        for row, mae in (("MSFN", 0.5 + own / 10), ("without L^a", 0.4 + seed / 100)):
-            lines.append(f"{own},900,0.5,{row},{seed},0,{mae + seed},{mae},{mae},{mae + 3}")
+        for row, mae in (("all, as printed", 0.5 + own / 10), ("without L^a", 0.4 + seed / 100)):
+            lines.append(f'{own},900,0.5,"{row}",{seed},{mae + seed},{mae},{mae},{mae},{mae + 3}')
     path.write_text("\n".join(lines) + "\n")
     arguments = ["own", "--seeds", "2", "--results", str(path)]
     assert plumbing.run(dial.main, arguments) == 0
