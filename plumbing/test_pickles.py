@@ -1,20 +1,15 @@
 """Pickles: what is read equals pickle's own result, nothing is run, and no file is a bomb."""
 
 import collections
-import gc
 import itertools
-import json
 import mmap
 import os
 import pickle
 import pickletools
-import runpy
-import shlex
 import signal
 import struct
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,16 +17,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from plumbing import UserError, captions, formats, pickles
-
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None
 
 
 def write(path: Path, content: Any, protocol: int = 4) -> Path:
@@ -40,15 +29,14 @@ def write(path: Path, content: Any, protocol: int = 4) -> Path:
     return path
 
 
-needs_limits = pytest.mark.skipif(
-    resource is None or not Path("/proc/self/statm").exists(),
-    reason="limits memory by `resource` and reads its size from /proc, which only Linux has",
-)
+needs_limits = pytest.mark.skipif(sys.platform != "linux", reason="needs `resource` and /proc")
 
 
 @contextmanager
 def limits(megabytes: int = 500, seconds: int = 60) -> Iterator[None]:
     """The process may grow by so much and hang for so long."""
+    import resource  # not on Windows
+
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (size + (megabytes << 20), before[1]))
@@ -82,18 +70,16 @@ def test_arrays_are_views_into_the_file(tmp_path: Path, protocol: int):
 def test_it_agrees_with_pickle(tmp_path_factory, seed: int, protocol: int, dtype: str):
     rng = np.random.default_rng(seed)
     x = rng.integers(0, 99, rng.integers(0, 4, rng.integers(0, 4))).astype(dtype)
-    plain = [1, -2, 1 << 60, 2.5, None, True, "é\n漢", ("t", b"b" * 300), {"k": {}}, []]
-    dicts = [collections.OrderedDict(z=1, a=[x]), collections.defaultdict(list, b=2)]
-    dicts += [collections.defaultdict(None, c={}), collections.Counter("aab")]
-    content = {"x": x, "s": np.float32(1.5), b"k": plain, "F": x.T, "again": plain, "dicts": dicts}
+    plain = [1, -2, 1 << 60, 2.5, None, True, "é\n漢", ("t", b"b" * 300, b""), {"k": {}}, []]
+    content = {"x": x, "s": np.float32(1.5), b"k": plain, "F": x.T, "again": plain}
+    content["ordered"] = collections.OrderedDict(z=1, a=[x])
     result = pickles.read(write(tmp_path_factory.mktemp("p") / "f", content, protocol))
+    assert list(result) == ["x", "s", "k", "F", "again", "ordered"]
     assert result["x"].dtype == x.dtype and result["F"].shape == x.T.shape
     np.testing.assert_array_equal(result["x"], x)
     np.testing.assert_array_equal(result["F"], x.T)
     assert result["s"] == 1.5 and type(result["s"]) is np.float32
-    assert result["k"] == plain == result["again"] and "".join(result) == "xskFagaindicts"
-    assert [type(d) for d in result["dicts"]] == [dict] * 4
-    assert [[*d] for d in result["dicts"]] == [["z", "a"], ["b"], ["c"], ["a", "b"]]
+    assert result["k"] == plain == result["again"] and list(result["ordered"]) == ["z", "a"]
 
 
 ARRAY = b"cnumpy._core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntVb\ntR"
@@ -108,78 +94,34 @@ def array(shape: bytes, kind: bytes, raw: bytes, order: bytes = b"<") -> bytes:
     return ARRAY + b"(I1\n" + shape + dtype(kind, order) + b"I00\n" + raw + b"tb"
 
 
-def test_numpy_1_and_python_2(tmp_path: Path):
-    path = tmp_path / "f"
-    for raw in (rb"S'\x00\x00\x80?'" + b"\n", b"U\x04\0\0\x80?", b"V\0\0\\u0080?\n"):
-        old = array(b"(I1\nt", b"f4", raw).replace(b"numpy._core", b"numpy.core") + b"."
-        assert pickles.read(write(path, old)) == [1.0]
-    ordered = b"ccollections\nOrderedDict\n((l(lS'b'\naI1\naa(lS'a'\naI2\naatR."
-    assert list(pickles.read(write(path, ordered)).items()) == [("b", 1), ("a", 2)]
+@pytest.mark.parametrize(
+    "raw", (rb"S'\x00\x00\x80?'" + b"\n", b"U\x04\0\0\x80?", b"V\0\0\\u0080?\n")
+)
+def test_numpy_1_and_python_2(tmp_path: Path, raw: bytes):
+    old = array(b"(I1\nt", b"f4", raw).replace(b"numpy._core", b"numpy.core") + b"."
+    assert pickles.read(write(tmp_path / "f", old)) == [1.0]
 
 
-COMMANDS = {
-    b"": "empty file",
-    b"\n<!DOCTYPE html><html>": "web page",
-    b"version https://git-lfs.github.com/spec/v1\noid": "LFS pointer.*Run: git lfs pull",
-    b"PK\x03\x04...": "zip.*: unzip",
-    b"\x1f\x8b...": "gzip.*: gzip -dc '.*f f' >",
-    b"BZh91AY": "bzip2.*: bzip2 -dc",
-    b"\xfd7zXZ\0": "xz.*: xz -dc",
-    b"x\x9c...": "zlib.*If you trust it, run: python.*joblib.load",
-    b"7z\xbc\xaf\x27\x1c": "7z.*: 7z x",
-    b"Rar!\x1a\x07": "rar.*: unrar x",
-    b"a" * 257 + b"ustar": "tar.*: tar -xf",
-    b"\x89HDF\r\n...": "HDF5",
-    b"video_id,clip_id,text,label\nv,1,so,2\n": "table of text.*--labels",
-    "电影;1\n2;3\n".encode("gb18030"): "table of text.*--labels",
-    b"cpandas.core.frame\nDataFrame\n.": "objects of pandas.*to_dict",
-    b"cjoblib.numpy_pickle\nNumpyArrayWrapper\n.": "objects of joblib.*joblib.load",
+OTHER_FILES = {
+    b"": "cannot be read: .*empty file",
+    b"\n<!DOCTYPE html><html>": "a web page",
+    b"version https://git-lfs.github.com/spec/v1\noid": "run git lfs pull",
+    b"PK\x03\x04...": "zip",
+    b"\x1f\x8b...": "unpack it",
+    b"a" * 257 + b"ustar": "unpack it",
+    b"\x93NUMPY": "pickle the arrays",
     b"hello": "damaged or no pickle",
+    b"cpandas.core.frame\nDataFrame\n.": "asks for pandas.core.frame.DataFrame, but .*save it",
 }
 
 
-@pytest.mark.parametrize("content", COMMANDS)
+@pytest.mark.parametrize("content", OTHER_FILES)
 def test_other_files_are_named(tmp_path: Path, content: bytes):
-    """With the command that converts them, where there is one."""
-    with pytest.raises(UserError, match=COMMANDS[content]) as caught:
+    with pytest.raises(UserError, match=f"f f .*{OTHER_FILES[content]}"):
         pickles.read(write(tmp_path / "f f", content))
-    assert str(tmp_path / "f f") in str(caught.value) and str(caught.value).isprintable()
-
-
-@pytest.mark.parametrize("kind", ("torch", "old torch", "tensors", "npz", "npy", "json"))
-def test_commands_convert(tmp_path: Path, monkeypatch, kind: str):
-    """A dict of a dict in each container becomes the same dict of arrays or lists."""
-    path, x = tmp_path / "f f", np.arange(6.0).reshape(2, 3)
-    tensors = {"train": {"audio": torch.tensor(x)}}
-    with open(path, "wb") as file:
-        if kind in ("torch", "old torch"):
-            torch.save(tensors, file, _use_new_zipfile_serialization=kind == "torch")
-        elif kind == "tensors":
-            pickle.dump(tensors, file)
-        elif kind == "npz":
-            np.savez(file, train={"audio": x})
-        elif kind == "npy":
-            np.save(file, {"train": {"audio": x}})
-        else:
-            file.write(json.dumps({"train": {"audio": x.tolist()}}).encode())
-    with pytest.raises(UserError) as caught:
-        pickles.read(path)
-    command = shlex.split(str(caught.value).partition("run: ")[2])
-    monkeypatch.setattr(sys, "argv", ["-c", *command[3:]])
-    (tmp_path / "code.py").write_text(command[2])
-    with warnings.catch_warnings(action="ignore"):  # the command leaves its files to Python's exit
-        runpy.run_path(str(tmp_path / "code.py"))
-        gc.collect()
-    np.testing.assert_array_equal(pickles.read(f"{path}.pkl")["train"]["audio"], x)
 
 
 # ── Nothing is run ────────────────────────────────────────────────────────────────────────────────
-
-RAN = []
-
-
-def trap(*_):
-    RAN.append(1)
 
 
 class Reduce:
@@ -191,27 +133,27 @@ class Reduce:
 
 
 def payloads(touch: Path) -> dict[str, bytes]:
-    """Name -> pickle. Each would create the file `touch` or call `trap` if it were run."""
-    evil = Reduce(os.system, (f"touch {touch}",))
+    """Name -> pickle. Each would create the file `touch`, or read wrong memory, if it were run."""
+    evil = Reduce(Path.touch, (touch,))
     calls = {
-        "nested": Reduce(map, (Reduce(eval, (f"lambda x: open({str(touch)!r}, 'w')",)), [1])),
+        "called": evil,
         "in an object array": np.array([evil, None], object),
         "in a tuple in a dict": {"train": {"audio": ("x", [evil])}},
         "as a key": {evil: 1},
         "numpy.memmap": Reduce(np.memmap, (str(touch), "u1", "w+", 0, (1,))),
-        "trap": Reduce(trap, ()),
-        "trap as state setter": Reduce(list, (), [1], None, None, trap),
+        "state setter": Reduce(list, (), [1], None, None, Path.touch),
         "bytes": Reduce(bytearray, (10**9,)),
-        "path": Path("/"),
     }
+    one = b"(I1\nt"
     raw = {
         "dotted": b"cnumpy\nndarray.tofile\n(V%b\ntR." % str(touch).encode(),
         "build on a list": b"](Vappend\nI1\ndb.",
         "reduce of a string": b"Vos.system\n(Vtrue\ntR.",
         "dtype with fields": dtype(b"V8", b"|").replace(b"NNN", b"N(Va\nt}") + b".",
-        "objects over raw bytes": array(b"(I1\nt", b"O8", b"VAAAAAAAA\n", b"|") + b".",
-        "objects of a tuple": array(b"(I1\nt", b"O8", b"(I1\nt", b"|") + b".",
-        "more bytes than values": array(b"(I1\nt", b"u1", b"VAAAAAAAA\n") + b".",
+        "objects over raw bytes": array(one, b"O8", b"VAAAAAAAA\n", b"|") + b".",
+        "objects of a tuple": array(one, b"O8", one, b"|") + b".",
+        "more objects than values": array(one, b"O8", b"(I1\nI2\nl", b"|") + b".",
+        "more bytes than values": array(one, b"u1", b"VAAAAAAAA\n") + b".",
         "negative shape": array(b"(I-1\nI-8\nt", b"u1", b"VAAAAAAAA\n") + b".",
         "class as dtype": ARRAY + b"(I1\n(I1\ntcnumpy\nndarray\nI00\nVA\ntb.",
         "bytes of a number": b"cbuiltins\nbytes\n(I9999999999\ntR.",
@@ -223,10 +165,9 @@ def payloads(touch: Path) -> dict[str, bytes]:
 def test_nothing_in_a_hostile_file_is_run(tmp_path: Path):
     touch = tmp_path / "touched"
     for name, content in payloads(touch).items():
-        with pytest.raises(UserError) as caught:
+        with pytest.raises(UserError, match=f"^{tmp_path / 'f'} "):
             pickles.read(write(tmp_path / "f", content))
-        assert "\n" not in str(caught.value) and str(tmp_path / "f") in str(caught.value), name
-        assert not touch.exists() and not RAN, name
+        assert not touch.exists(), name
     with pytest.raises(UserError, match=rf"asks for {os.name}.system, .*nothing was run"):
         pickles.read(write(tmp_path / "f", Reduce(os.system, ("true",))))
     # The control: pickle itself does run one of them.
@@ -242,8 +183,7 @@ FORBIDDEN |= {"DUP", "POP", "POP_MARK"}
 def test_the_machine_has_no_opcode_that_makes_objects(tmp_path: Path):
     opcodes = {opcode.name: opcode.code.encode("latin1") for opcode in pickletools.opcodes}
     run = {code: f for code, f in pickles.Machine.dispatch.items() if f.__name__ != "load_other"}
-    known = {pickletools.code2op[chr(code)].name for code in run}
-    assert known == set(opcodes) - FORBIDDEN
+    assert {pickletools.code2op[chr(code)].name for code in run} == set(opcodes) - FORBIDDEN
     for name in FORBIDDEN:
         content = b"cnumpy\nndarray\n)}" + opcodes[name] + b"1\n1\n."
         with pytest.raises(UserError, match=r"its opcode .* is not for data: nothing was run"):
@@ -252,31 +192,26 @@ def test_the_machine_has_no_opcode_that_makes_objects(tmp_path: Path):
 
 def test_types_that_numpy_would_misread(tmp_path: Path):
     """numpy reads "O,i1" as a struct with a pointer, over bytes of the file's choosing."""
-    contents = []
-    for order in (b"O,", b"<O,", b"(2)", b"2", b"i4,", b"<<", b","):
-        for kind, size in itertools.product((b"i1", b"O8", b"U1"), (8, 9, 16, 18)):
-            raw = b"C" + bytes([size]) + b"A" * size
-            contents.append(array(b"(I2\nt", kind, raw, order) + b".")
-    for kind in (b"V8", b"c8", b"M8", b"i\\u0664", b"i1,i1", b"f", b"U0", b""):
-        contents.append(array(b"(I1\nt", kind, b"C\x08AAAAAAAA") + b".")
-    for content in contents:
+    kinds = [(b"i1", order) for order in (b"O,", b"<O,", b"(2)", b"2", b"i4,", b"<<", b",")]
+    kinds += [
+        (kind, b"<") for kind in (b"V8", b"c8", b"M8", b"i\\u0664", b"i1,i1", b"f", b"U0", b"")
+    ]
+    for (kind, order), size in itertools.product(kinds, (8, 9, 16, 18)):
+        raw = b"C" + bytes([size]) + b"A" * size
         with pytest.raises(UserError, match="neither numbers nor text"):
-            pickles.read(write(tmp_path / "f", content))
+            pickles.read(write(tmp_path / "f", array(b"(I2\nt", kind, raw, order) + b"."))
 
 
 def test_text_is_unicode_and_keys_are_text(tmp_path: Path):
     """numpy makes strings of code points that do not exist; they crash fast tokenizers."""
-    contents = []
+    contents = [{"train": {1: 2}}]
     for code, order in itertools.product((0x110000, 0x7FFFFFFF, 0xD800, 0xDFFF), "<>"):
-        for codes in ((65, code), (code, 0)):
-            raw = b"C\x08" + struct.pack(f"{order}II", *codes)
-            contents.append(array(b"(I1\nt", b"U2", raw, order.encode()) + b".")
+        raw = b"C\x08" + struct.pack(f"{order}II", 65, code)
+        contents.append(array(b"(I1\nt", b"U2", raw, order.encode()) + b".")
     for text in (b"V\\ud800\n", b"X\x03\0\0\0\xed\xa0\x80", b"\x8c\x03\xed\xbf\xbf"):
         contents += [b"\x80\x04" + place % text for place in (b"(%bl.", b"(%bNd.", b"%b.")]
-    for content in [*contents, {"train": 1, b"train": 2}, {"train": {1: 2}}]:
-        with pytest.raises(
-            UserError, match=r"not Unicode|surrogates|key train twice|key that is not"
-        ):
+    for content in contents:
+        with pytest.raises(UserError, match=r"not Unicode|surrogates|key that is not text"):
             pickles.read(write(tmp_path / "f", content))
 
 
@@ -301,34 +236,29 @@ def file_of(junk: bytes = b"N", **changes: bytes) -> bytes:
 def bombs() -> dict[str, bytes]:
     """Name -> pickle of about a megabyte that would take minutes or gigabytes."""
     words, numbers = doubled(), doubled(b"I1\n", b"t")
-    result = {key: file_of(words, **{key: b"g40\n"}) for key in ("raw_text", "id", "annotations")}
-    result |= {key: file_of(numbers, **{key: b"g40\n"}) for key in ("audio", "audio_lengths")}
+    result = {key: file_of(words, **{key: b"g40\n"}) for key in ("raw_text", "annotations")}
     for shape in (b"(I1000000000\nI0\nI5\nt", b"(I2\nI0\nI100000000\nt", b"g40\n"):
         result[f"shape {shape}"] = file_of(numbers, audio=array(shape, b"f4", b"C\x00"))
     megabyte = b"\x8e" + struct.pack("<Q", 1_000_000) + bytes(1_000_000)
     large = array(b"(I500\nI500\nt", b"f4", megabyte) + b"p5\n"
+    each = {"raw_text": b"Va\n", "id": b"Va\n", "audio": b"g5\n", "vision": b"g5\n"}
+    thousand = {
+        k: b"(" + x * 1000 + b"l" for k, x in {**each, "regression_labels": b"I1\n"}.items()
+    }
     objects = (array(b"(I2\nt", b"O8", b"(g%d\ng%d\nl" % (k, k), b"|") for k in range(40))
     objects = [b"(Va\np0\n", *(x + b"p%d\n" % k for k, x in enumerate(objects, 1)), b"l."]
-    each = {"raw_text": b"Va\n", "id": b"Va\n", "audio": b"g5\n", "vision": b"g5\n"}
-    each["regression_labels"] = b"I1\n"
-    thousand = {key: b"(" + x * 1000 + b"l" for key, x in each.items()}
     prime = 2**61 - 1  # Python's hashes of integers are counted modulo this
     text, encoded = b"V" + b"x" * 300_000 + b"\np5\n", b"c_codecs\nencode\n(g5\nVlatin1\ntR"
-    make_dict = b"ccollections\nOrderedDict\n(g5\ntR"
-    pairs = b"(" + b"".join(b"(V%d\nNt" % k for k in range(5_000)) + b"lp5\n"
     return result | {
-        "MISA's words": words + b"(Vtrain\n(((g40\nNNtI1\nVv\ntld.",
+        "numbers": file_of(numbers, audio=b"g40\n"),
         "objects": b"".join(objects),
-        "a billion empty texts": file_of(raw_text=array(b"(I999999999\nt", b"U0", b"C\x00")),
         "a long integer": b"\x8b" + struct.pack("<i", 900_000) + b"\x7f" * 900_000 + b".",
         "colliding keys": b"(" + b"".join(b"I%d\nN" % (k * prime) for k in range(40_000)) + b"d.",
         "colliding memo": b"N" + b"".join(b"p%d\n" % (k * prime) for k in range(1, 40_000)) + b".",
         "one array, 1,000 segments": file_of(large, **thousand),
         "one text 100,000 times": file_of(text, raw_text=b"(" + b"g5\n" * 100_000 + b"l"),
         "one text encoded 10,000 times": b"(" + text + encoded * 10_000 + b"l.",
-        "one list made a dict 5,000 times": pairs + (b"(" + make_dict * 5_000 + b"l."),
         "lists, very deep": b"]" * 50_000 + b"a" * 49_999 + b".",
-        "tuples, very deep": b")" + b"\x85" * 50_000 + b".",
         "calls, very deep": b"cnumpy\nndarray\np0\n" + b"g0\n" * 50_000 + b"R" * 50_000 + b".",
         "a high stack": b"]" * 500_000,
         "100 GB of bytes": b"\x80\x04\x8e" + struct.pack("<Q", 10**11) + b"x.",
@@ -353,19 +283,10 @@ def test_a_bomb_is_rejected_in_5_seconds_and_500_megabytes(tmp_path: Path):
 
 
 @needs_limits
-def test_a_damaged_length_in_a_large_file_copies_nothing(tmp_path: Path):
-    with open(tmp_path / "f", "wb") as file:
-        file.write(b"\x80\x04X\xf0\xf0\xf0\xf0")
-        file.truncate(5 << 30)
-    with limits(megabytes=5500), pytest.raises(UserError, match="at once"):
-        pickles.read(tmp_path / "f")
-
-
-@needs_limits
 @pytest.mark.parametrize("kind", ("pipe", "/dev/zero", "folder", "nothing"))
 @pytest.mark.parametrize("function", (pickles.read, captions.read_table))
 def test_only_regular_files_are_opened(tmp_path: Path, kind: str, function: Callable):
-    path = Path(kind) if kind == "/dev/zero" else tmp_path / kind
+    path = tmp_path / kind  # "/dev/zero" replaces the folder
     make = {"folder": Path.mkdir, "pipe": os.mkfifo}.get(kind, str)
     make(path)
     with limits(), pytest.raises(UserError, match=str(path)):
