@@ -51,7 +51,7 @@ def read_table(table: str | Path) -> Rows:
                 if None in row or None in row.values():
                     raise ValueError("it has more or fewer cells than the first line")
                 video, clip, words, label = (row[name].strip() for name in COLUMNS)
-                entry = words, float(label.replace(",", ".") or math.nan)
+                entry = words, float(label or math.nan)
                 rows[video, str(int(clip))] = entry
                 if row.get("start"):  # clips of length 0 start with the next one: the last counts
                     rows[video, f"{float(row['start']):.1f}"] = entry

@@ -22,7 +22,7 @@ import hashlib
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,8 @@ from plumbing import UserError, captions, explained, pickles, printable
 
 SPELLED = {"train": "train", "valid": "valid", "dev": "valid", "val": "valid", "test": "test"}
 FRAMES = {"a": "audio", "v": "vision"}  # modalities that are frames: the key of each in the files
-KEYS = ("raw_text", "id", "regression_labels", *FRAMES.values(), "audio_lengths", "vision_lengths")
+LENGTHS = ("audio_lengths", "vision_lengths")
+KEYS = ("raw_text", "id", "regression_labels", *FRAMES.values(), *LENGTHS)
 CORPORA = {"mosi": range(2_195, 2_200), "mosei": range(22_400, 23_501)}  # segments, as published
 Parts = dict[str, dict[str, Any]]
 
@@ -66,7 +67,7 @@ def read(path: str | Path, labels: str | Path | None = None) -> Parts:
         widths = {x.shape[1] for part in parts.values() for x in part[key]}
         if len(widths) > 1:
             what = f"the number of columns of {key!r} differs (it is 1 in a split without {key!r})"
-            raise UserError(f"{path}: {what}: {printable(str(sorted(widths)[:9]))}")
+            raise UserError(f"{path}: {what}: {sorted(widths)[:9]}")
     return parts
 
 
@@ -77,11 +78,11 @@ def splits_of(path: str | Path) -> dict[str, Any]:
         content = {name: pickles.read(f) for name, f in files.items() if os.path.exists(f)}
     else:
         content = pickles.read(path)
-    if isinstance(content, list) or (isinstance(content, dict) and set(content) & set(KEYS)):
+    keys = set(content) if isinstance(content, dict) else set()
+    if isinstance(content, list) or keys & set(KEYS):
         return {"test": content}
-    if not isinstance(content, dict) or not set(content) & set(SPELLED):
-        what = printable(str(sorted(content) if isinstance(content, dict) else type(content)))
-        raise UserError(f"{path} has no splits train, valid and test: {what}")
+    if not keys & set(SPELLED):
+        raise UserError(f"{path} has no splits train, valid and test, but the keys {sorted(keys)}")
     return {SPELLED[name]: content[name] for name in SPELLED if name in content}
 
 
@@ -111,45 +112,42 @@ def checked(content: dict[str, Any] | list, where: str) -> dict[str, Any]:
     n = max(sizes.values(), default=0)
     if n == 0 or set(sizes.values()) != {n}:
         raise UserError(f"{where}: every key needs the same N, at least 1, but they have {sizes}")
-
-    def each(key: str, convert: Callable) -> list:
-        return converted(part.get(key, [None] * n), convert, f"{where}, key {key!r}")
-
+    unknown = [None] * n
+    part = {"regression_labels": unknown, **dict.fromkeys(LENGTHS, unknown), **part}
     result = {"video": None, "notes": []}
     if "id" in part:
-        result["id"] = each("id", id_of)
+        result["id"] = each(part, "id", id_of, where)
         result["video"] = [captions.video_and_clip(id)[0] for id in result["id"]]
     else:
         result["id"] = [f"segment {i}" for i in range(n)]
         result["notes"].append("no ids, so Eq. 13 knows no videos: each segment is alone")
     if "raw_text" in part:
-        result["raw_text"] = each("raw_text", text_of)
+        result["raw_text"] = each(part, "raw_text", text_of, where)
         if empty := sum(not text.strip() for text in result["raw_text"]):
             result["notes"].append(f"{empty:,} of {n:,} texts are empty")
-    y = np.stack(each("regression_labels", label_of))  # (N, 1) or (N, 7)
+    y = np.stack(each(part, "regression_labels", label_of, where))  # (N, 1) or (N, 7)
     if y.shape[1] == 7 and not (y[:, 0] < 0).any():
         what = "seven numbers, the first never negative: classes or emotions, no sentiment"
         raise UserError(f"{where}, key 'regression_labels': {what}")
     result["regression_labels"] = y[:, 0].astype(np.float32)
     for key in FRAMES.values():
-        result[f"{key}_lengths"] = np.array(each(f"{key}_lengths", number_of))
+        result[f"{key}_lengths"] = np.array(each(part, f"{key}_lengths", number_of, where))
         x = part.get(key)
         if x is None:
-            keys = printable(", ".join(sorted(part)))
-            result["notes"].append(f"no key {key!r}, so that modality is empty (keys: {keys})")
+            result["notes"].append(f"no key {key!r}, so that modality is empty")
             result[key], result[f"{key}_lengths"] = np.zeros((n, 1, 1), np.float32), np.zeros(n)
         elif isinstance(x, np.ndarray) and x.ndim == 3 and x.dtype.kind in "biuf" and x.shape[2]:
             result[key] = x
         else:
-            result[key] = each(key, frames_of)
+            result[key] = each(part, key, frames_of, where)
     return part | result
 
 
-def converted(values: Iterable, convert: Callable[[Any], Any], where: str) -> list:
+def each(part: dict[str, Any], key: str, convert: Callable[[Any], Any], where: str) -> list:
     """The N values of a key, each converted. Raises UserError, which names the segment."""
     results = []
-    for i, value in enumerate(values):
-        with explained(f"{where}, segment {i}"):
+    for i, value in enumerate(part[key]):
+        with explained(f"{where}, key {key!r}, segment {i}"):
             results.append(convert(value))
     return results
 

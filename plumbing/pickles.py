@@ -196,8 +196,6 @@ class Unfolding:
             node.encode("utf-8")  # raises for half a surrogate pair
         if isinstance(node, str | bytes | memoryview):
             self.pay(len(node) // 8)
-        if isinstance(node, int) and abs(node) >= 1 << 64:
-            raise ValueError("it holds an integer of more than 64 bits")
         if isinstance(node, Items):
             return {self.key(key): self.value(item) for key, item in node}
         if isinstance(node, list):

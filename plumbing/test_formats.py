@@ -1,10 +1,8 @@
 """The families of files that people bring, and one sentence on what is wrong with one."""
 
-import csv
 import math
 import pickle
 import random
-import struct
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from hypothesis import strategies as st
 
 import data
 from plumbing import UserError, captions, encoders, formats
-from plumbing.test_pickles import array, file_of, limits, needs_limits, write
+from plumbing.test_pickles import limits, needs_limits, write
 
 
 def mmsa_split(n: int = 6, prefix: str = "video") -> dict:
@@ -43,6 +41,12 @@ def mmsa(**changes: Any) -> dict:
 
 
 Y = np.array([1.2, -0.4, 3, 0, -2.2, 1.8])
+
+
+def table(first: int = 0) -> str:
+    """A CSV with the text of `mult_split`; its clips count from `first`."""
+    rows = [f"v{i // 3},{i + first},text {i},{y},{10 + 10.25 * i}" for i, y in enumerate(Y)]
+    return "\n".join(["video_id,clip_id,text,label,start", *rows, ""])
 
 
 def mult_split(ids: list | np.ndarray | None = None) -> dict:
@@ -88,16 +92,6 @@ def test_mmsa(tmp_path: Path):
                 np.testing.assert_array_equal(split.frames(m, i), part[key][i, :n])
 
 
-def label_csv(path: Path, first: int = 0) -> Path:
-    """A table with the text of `mult_split`; its clips count from `first`."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["video_id", "clip_id", "text", "label", "start"])
-        for i, label in enumerate(Y):
-            table.writerow([f"v{i // 3}", i + first, f"text {i}", label, 10 + 10.25 * i])
-    return path
-
-
 TRIPLES = np.array([[f"v{i // 3}", f"{10 + 10.25 * i}", "99"] for i in range(6)])
 
 
@@ -106,12 +100,12 @@ TRIPLES = np.array([[f"v{i // 3}", f"{10 + 10.25 * i}", "99"] for i in range(6)]
 def test_mult_takes_its_text_from_a_csv(tmp_path: Path, capsys, ids: np.ndarray, first: int):
     path = write(tmp_path / "f.pkl", dict.fromkeys(data.SPLITS, mult_split(ids)))
     (tmp_path / "._label.csv").write_bytes(b"\0")  # macOS writes such files
-    table = label_csv(tmp_path / "MOSI Label.CSV", first)
+    (tmp_path / "MOSI Label.CSV").write_text(table(first))
     split = data.load("mosi", path)["valid"]
     assert split.text == [f"text {i}" for i in range(6)]
     assert split.video == [f"v{i // 3}" for i in range(6)]
     np.testing.assert_allclose(split.y, Y, rtol=1e-6)
-    assert f"train, valid, test: the text comes from {table}" in capsys.readouterr().out
+    assert "train, valid, test: the text comes from" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("folder", (True, False))
@@ -129,17 +123,13 @@ def test_misa(tmp_path: Path, folder: bool):
     assert lengths_of(corpus["valid"], "a") == [3] * 6
 
 
-@pytest.mark.parametrize(
-    ("audio", "shape"),
-    [
-        (np.ones((6, 3)), (1, 3)),  # a vector is one frame
-        ([np.ones(3)] * 6, (1, 3)),
-        (np.ones((6, 4, 3)).tolist(), (4, 3)),
-    ],
-)
-def test_shapes_of_frames(audio: Any, shape: tuple):
+VECTORS, NESTED = np.ones((6, 3)), np.ones((6, 4, 3)).tolist()
+
+
+@pytest.mark.parametrize(("audio", "steps"), [(VECTORS, 1), ([*VECTORS], 1), (NESTED, 4)])
+def test_a_vector_is_one_frame(audio: Any, steps: int):
     part = formats.checked(mmsa_split() | {"audio": audio}, "here")
-    assert [x.shape for x in part["audio"]] == [shape] * 6
+    assert [x.shape for x in part["audio"]] == [(steps, 3)] * 6
 
 
 @pytest.mark.parametrize("keys", (["audio"], ["vision", "vision_lengths"], ["audio", "vision"]))
@@ -167,19 +157,16 @@ def test_labels_of_seven_numbers():
             formats.checked(mmsa_split() | {"regression_labels": labels}, "here")
 
 
-CLIP = {"raw_text": "so GOOD", "audio": np.ones((7, 3)), "vision": np.ones((5, 2))}
-ONE = CLIP | {"regression_labels": 1.5, "id": "v$_$1", "audio_lengths": 7, "vision": np.ones(2)}
+CLIP = {"raw_text": "so GOOD", "audio": np.ones((7, 3)), "vision": np.ones(2)}
 SOME = [None, 1, 2.5, math.nan, -3, 0]
 
 
 @pytest.mark.parametrize(
     ("content", "labels"),
     [
-        ({"test": mmsa_split()}, mmsa_split()["regression_labels"]),
-        ({k: v for k, v in mmsa_split().items() if k != "regression_labels"}, [math.nan] * 6),
         (mmsa_split() | {"regression_labels": SOME}, np.array(SOME, float)),
         (misa_split(), Y),
-        (ONE, [1.5]),
+        (CLIP | {"regression_labels": 1.5, "id": "v$_$1", "audio_lengths": 7}, [1.5]),
         ({"test": CLIP}, [math.nan]),
     ],
 )
@@ -213,8 +200,7 @@ def test_the_name_of_a_corpus_comes_from_its_size(tmp_path: Path):
 
 # ── Tables of text ────────────────────────────────────────────────────────────────────────────────
 
-HEADER = "video_id,clip_id,text,label\n"
-TABLE = HEADER + "".join(f"v{i // 3},{i},text {i},{y}\n" for i, y in enumerate(Y))
+TABLE, HEADER = table(), table().partition("\n")[0]
 
 
 def texts(tmp_path: Path, table: str | bytes, **changes: Any) -> list[str]:
@@ -227,15 +213,11 @@ def texts(tmp_path: Path, table: str | bytes, **changes: Any) -> list[str]:
     ("table", "text"),
     [
         (TABLE.replace("text ", "电影，é ").encode("utf-8-sig"), "电影，é 5"),
-        (TABLE.replace(",", ";").replace(".", ","), "text 5"),
+        (TABLE.replace(",", ";"), "text 5"),
         (TABLE.replace(",", "\t"), "text 5"),
-        (TABLE.replace(HEADER, " VIDEO_ID , Clip_ID,Text,Label\n"), "text 5"),
-        (TABLE.replace("\n", ",\r\n"), "text 5"),
-        (
-            TABLE.replace(HEADER, f"x,{HEADER}").replace("\nv", "\n,v").replace(",3,", ",03,"),
-            "text 5",
-        ),
-        (TABLE + "w,9,no label,\n\n", "text 5"),
+        (TABLE.replace(HEADER, " VIDEO_ID , Clip_ID,Text,Label,other"), "text 5"),
+        (TABLE.replace("\n", ",\r\n").replace(",3,", ",03,"), "text 5"),
+        (TABLE + "w,9,no label,,\n\n", "text 5"),
         (TABLE.replace("text 5,1.8", '"so, ""good""\n5",'), 'so, "good"\n5'),
     ],
 )
@@ -248,16 +230,16 @@ def test_tables_that_are_read(tmp_path: Path, table: str | bytes, text: str):
     [
         ("no,such,columns\n1,2,3\n", "l, line 2, needs video_id, clip_id, text, label: 'video_id'"),
         ("", "6 segments have no row"),
-        (HEADER + "v,1\n", "line 2, needs .*more or fewer cells"),
-        (TABLE + "v,9,so, good,1\n", "line 8, needs .*more or fewer cells"),
-        (TABLE + "v,9,so,good\n", "line 8, .*could not convert string to float: 'good'"),
+        (TABLE + "v,1\n", "line 8, needs .*more or fewer cells"),
+        (TABLE + "v,9,so, good,1,2\n", "line 8, needs .*more or fewer cells"),
+        (TABLE + "v,9,so,good,1\n", "line 8, .*could not convert string to float: 'good'"),
         (
             TABLE.replace("v1,4", "w1,4"),
             r"from 0, 1 segments have no row, such as v1\[4\]; if from",
         ),
         (TABLE.replace("-2.2", "2.2"), r"from 0, 1 labels differ, such as that of v1\[4\]"),
-        (TABLE.encode() + b"v,9,\xc3\xa4\xc3\xa4 \xff,1\n", "cannot be read as a CSV in UTF-8"),
-        (HEADER + "v,9," + "a" * 200_000, "cannot be read as a CSV in UTF-8: field larger"),
+        (TABLE.encode() + b"\xff", "cannot be read as a CSV in UTF-8"),
+        (TABLE + "v,9," + "a" * 200_000, "cannot be read as a CSV in UTF-8: field larger"),
     ],
 )
 def test_tables_that_are_wrong(tmp_path: Path, table: str | bytes, message: str):
@@ -267,7 +249,7 @@ def test_tables_that_are_wrong(tmp_path: Path, table: str | bytes, message: str)
 
 def test_whether_clips_count_from_0_or_1_is_never_guessed(tmp_path: Path):
     """Labels decide; without labels, both readings must not be possible."""
-    both = TABLE + "v0,3,text 3,0.0\nv1,6,last,\n"
+    both = TABLE + "v0,3,text 3,0.0,\nv1,6,last,,\n"
     assert texts(tmp_path, both)[5] == "text 5"
     with pytest.raises(UserError, match="unknown whether clips count from 0 or from 1"):
         texts(tmp_path, both, labels=[None] * 6)
@@ -277,20 +259,20 @@ def test_whether_clips_count_from_0_or_1_is_never_guessed(tmp_path: Path):
 # ── Where a segment lies, and in which video ──────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize(
-    ("id", "video"),
-    [
-        ("03bSnISJMiM$_$11", "03bSnISJMiM"),
-        ("_0efYOjQYRc[3]", "_0efYOjQYRc"),
-        ("6_0THN4chvY_12", "6_0THN4chvY"),
-        ("abcdefgh_12", "abcdefgh_12"),  # eleven characters: a video of YouTube, without a clip
-        ("03bSnISJMiM[1.5:20.25]", "03bSnISJMiM"),
-        ("-HwX2H8Z4hY", "-HwX2H8Z4hY"),
-        ("a$_$b[1]$_$2", "a$_$b[1]"),
-    ],
-)
-def test_the_video_in_an_id(id: str, video: str):
-    assert captions.video_and_clip(id)[0] == video
+VIDEOS = {
+    "03bSnISJMiM$_$11": "03bSnISJMiM",
+    "_0efYOjQYRc[3]": "_0efYOjQYRc",
+    "6_0THN4chvY_12": "6_0THN4chvY",
+    "abcdefgh_12": "abcdefgh_12",  # eleven characters: a video of YouTube, without a clip
+    "03bSnISJMiM[1.5:20.25]": "03bSnISJMiM",
+    "-HwX2H8Z4hY": "-HwX2H8Z4hY",
+    "a$_$b[1]$_$2": "a$_$b[1]",
+}
+
+
+@pytest.mark.parametrize("id", VIDEOS)
+def test_the_video_in_an_id(id: str):
+    assert captions.video_and_clip(id)[0] == VIDEOS[id]
 
 
 @given(
@@ -328,7 +310,6 @@ def broken(without: str = "", **changes: Any) -> dict:
     return content
 
 
-LABELS = np.array([0, 1, np.nan, 0, 0, 0])
 FRAMES = [np.ones((2, 3))] * 5
 
 
@@ -338,26 +319,20 @@ FRAMES = [np.ones((2, 3))] * 5
         (pickle.dumps(mmsa())[:-900], "cut short"),
         ([1, 2], "split 'test' does not have the form of any known family"),
         ({"a": 1}, r"has no splits.*\['a'\]"),
-        ({"train": mmsa_split(), "test": mmsa_split()}, "no split 'valid', only train, test"),
         (mmsa() | {"train": mmsa_split(0)}, r"split 'train'.*at least 1.*'audio': 0"),
-        (mmsa() | {"train": 3}, "split 'train' does not have the form of any known family"),
         (broken("audio"), r"columns of 'audio' differs .*without 'audio'\): \[1, 3\]"),
         (broken("regression_labels"), "split 'valid' has no label of segment 0"),
         (broken("raw_text"), "has no text: name a CSV of video_id, clip_id, text, label with --l"),
         (broken(vision=np.zeros((5, 4, 2))), r"split 'valid'.*same N.*'vision': 5"),
         (broken(audio_lengths=["x"] * 6), "'valid', key 'audio_lengths', segment 0: could not"),
-        (broken(regression_labels=LABELS), "split 'valid' has no label of segment 2"),
-        (broken(regression_labels=LABELS - 8), r"segment 0: \[-8.0\]: a sentiment is in \[-3, 3\]"),
-        (broken(regression_labels=LABELS + math.inf), r"segment 0: \[inf\]"),
+        (broken(regression_labels=[0] * 5 + [-8]), r"segment 5: \[-8.0\]: a sentiment is in \[-3"),
+        (broken(regression_labels=[0] * 5 + [[0] * 7]), r"'valid' does not have the form"),
         (broken(regression_labels=np.zeros((6, 50))), r"segment 0: 50 numbers, not a sentiment"),
-        (broken(regression_labels=[0.0] * 5 + [[0.0] * 7]), r"'valid' does not have the form"),
         (broken(raw_text=[["a"]] * 5 + [["a", 2.5]]), "'raw_text', segment 5: not text.*float"),
         (broken(id=["a"] * 5 + [b"\xff\xff"]), "'id', segment 5: .*utf-8"),
         (broken(id=["a"] * 5 + [("a", "b")]), "'id', segment 5: neither text nor a row"),
         (broken(audio=[1.0] * 6), r"'audio', segment 0: not numbers \(T, d\).*shape \(\)"),
         (broken(audio=np.full((6, 4, 3), "x")), r"segment 0: .* shape \(4, 3\) .* type <U1"),
-        (broken(audio=[*FRAMES, None]), "segment 5: .* type object"),
-        (broken(audio=np.zeros((6, 4, 3, 1))), r"segment 0: .* shape \(4, 3, 1\)"),
         (broken(audio=np.zeros((6, 4, 0))), r"segment 0: .* shape \(4, 0\)"),
         (broken(audio=[*FRAMES, np.ones((2, 7))]), r"columns of 'audio' differs.*\[3, 7\]"),
     ],
@@ -390,7 +365,7 @@ def test_the_fingerprint_follows_the_content(tmp_path: Path):
     assert first == again and len({first, *others}) == 6
 
 
-# ── Damaged and large files ───────────────────────────────────────────────────────────────────────
+# ── Damaged files ─────────────────────────────────────────────────────────────────────────────────
 
 
 @needs_limits
@@ -398,7 +373,7 @@ def test_four_hundred_damaged_files(tmp_path: Path):
     """Cut, or with a few other bytes, half of them at the start, where the structure is: each loads
     or is a UserError, soon and within 500 MB."""
     rng, loaded = random.Random(0), 0
-    label_csv(tmp_path / "labels.csv")
+    (tmp_path / "labels.csv").write_text(table())
     mult, misa = (dict.fromkeys(data.SPLITS, part()) for part in (mult_split, misa_split))
     files = [pickle.dumps(x, p) for p in (0, 2, 3, 5) for x in (mmsa(), mult, misa)]
     with limits():
@@ -420,24 +395,3 @@ def test_four_hundred_damaged_files(tmp_path: Path):
                 assert str(error).isprintable()
             assert time.process_time() - start < 2
     assert 40 < loaded < 360
-
-
-@needs_limits
-def test_a_large_file_is_mapped_and_not_read(tmp_path: Path):
-    """2 GB of audio (a sparse file) open in well under a second, with 200 MB besides the map."""
-    n = 2000
-    part = dict.fromkeys(("raw_text", "id"), b"(" + b"Va\n" * n + b"l")
-    part |= dict.fromkeys(("regression_labels", "audio_lengths"), b"(" + b"I1\n" * n + b"l")
-    part["vision"] = array(b"(I%d\nI1\nI1\nt" % n, b"u1", b"B" + struct.pack("<I", n) + bytes(n))
-    part["audio"] = array(b"(I%d\nI1000\nI256\nt" % n, b"f4", b"HOLE")
-    before, after = file_of(**part).split(b"HOLE")
-    size = n * 1000 * 256 * 4
-    with open(tmp_path / "f", "wb") as file:
-        file.write(before + b"\x8e" + struct.pack("<Q", size))
-        file.seek(size, 1)
-        file.write(after)
-    with limits(megabytes=(size >> 20) + 200):
-        start = time.process_time()
-        parts = formats.read(tmp_path / "f")
-        formats.describe(parts, tmp_path / "f"), formats.fingerprint(parts)
-        assert parts["train"]["audio"].shape[2] == 256 and time.process_time() - start < 1
