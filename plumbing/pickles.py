@@ -61,7 +61,7 @@ def read(path: str | Path) -> Any:
     for beginning, what in OTHER_FILES.items():
         if re.match(beginning, source[:500], re.DOTALL):
             raise UserError(f"{path} is {what}")
-    with explained(f"{path} is damaged or no pickle of data"):
+    with explained(f"{path} is cut short, damaged or no pickle of data"):
         return Unfolding(1000 + len(source)).value(Machine(source).load())
 
 
@@ -84,43 +84,25 @@ class Items(list):
 class Machine(pickle._Unpickler):
     """Python's own machine over a memory map, with the opcodes that build plain values.
 
-    It checks every length before it uses it. `dispatch` has one function per opcode.
+    `dispatch` has one function per opcode. A map reads no further than its end, whatever length an
+    opcode asks for; then the next opcode is missing.
     """
 
     def __init__(self, source: mmap.mmap):
-        super().__init__(self, encoding="latin1")  # it reads by `read` and `readline`
-        self.map, self.view, self.position = source, memoryview(source), 0
-
-    def read(self, n: int) -> bytes:
-        """The next n bytes, copied."""
-        return bytes(self.slice(n))
-
-    def slice(self, n: int) -> memoryview:
-        """The next n bytes, not copied."""
-        end = self.position + n
-        if end > len(self.view):
-            raise ValueError(f"it is cut short, byte {end:,} is missing")
-        start, self.position = self.position, end
-        return self.view[start:end]
-
-    def readline(self) -> bytes:
-        end = self.map.find(b"\n", self.position)
-        if end < 0:
-            raise ValueError(f"no line ends after byte {self.position:,}")
-        return self.read(end + 1 - self.position)
+        super().__init__(source, encoding="latin1")
+        self.map, self.view = source, memoryview(source)
 
     def find_class(self, module: str, name: str) -> Call:
         """The function that a pickle names, if data may name it; nothing is imported."""
         name = printable(f"{module}.{name}")
         known = name.replace("numpy._core", "numpy.core").replace("__builtin__", "builtins")
         if known not in NAMES:
-            raise ValueError(
-                f"it asks for {name}, but nothing was run: save it again as dicts, lists and arrays"
-            )
+            advice = "save it again as dicts, lists and arrays"
+            raise ValueError(f"it asks for {name}, but nothing was run: {advice}")
         return Call(NAMES[known])
 
     def load_other(self) -> None:
-        code = self.map[self.position - 1 : self.position].decode("latin1")
+        code = chr(self.map[self.map.tell() - 1])
         raise ValueError(f"its opcode {code!r} is not for data: nothing was run")
 
     def load_reduce(self) -> None:
@@ -153,7 +135,12 @@ class Machine(pickle._Unpickler):
     def load_bytes(self, size: int) -> None:
         """Bytes whose length stands in `size` bytes; not copied if they are many."""
         n = int.from_bytes(self.read(size), "little")
-        self.append(self.read(n) if n < MAP_FROM else self.slice(n))
+        if n < MAP_FROM:
+            self.append(self.read(n))
+        else:
+            start = self.map.tell()
+            self.map.seek(start + n)  # raises beyond the end
+            self.append(self.view[start : start + n])
 
     dispatch = dict.fromkeys(range(256), load_other)
     dispatch |= {

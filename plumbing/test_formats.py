@@ -183,13 +183,8 @@ def test_files_for_prediction(tmp_path: Path, content: dict | list, labels: list
 
 
 def test_the_name_of_a_corpus_comes_from_its_size(tmp_path: Path):
-    for n, name in (
-        (2_194, "f"),
-        (2_195, "mosi"),
-        (2_199, "mosi"),
-        (2_200, "f"),
-        (22_856, "mosei"),
-    ):
+    names = {2_194: "f", 2_195: "mosi", 2_199: "mosi", 2_200: "f", 22_856: "mosei"}
+    for n, name in names.items():
         assert formats.corpus_name({"train": {"id": [""] * n}}, "f.pkl") == name
         other = formats.corpus_name({"train": {"id": [""] * n}}, "MOSI.pkl")  # proves nothing
         assert other == ("another corpus" if name == "f" else name)
@@ -233,10 +228,7 @@ def test_tables_that_are_read(tmp_path: Path, table: str | bytes, text: str):
         (TABLE + "v,1\n", "line 8, needs .*more or fewer cells"),
         (TABLE + "v,9,so, good,1,2\n", "line 8, needs .*more or fewer cells"),
         (TABLE + "v,9,so,good,1\n", "line 8, .*could not convert string to float: 'good'"),
-        (
-            TABLE.replace("v1,4", "w1,4"),
-            r"from 0, 1 segments have no row, such as v1\[4\]; if from",
-        ),
+        (TABLE.replace("v1,4", "w,4"), r"from 0, 1 segments have no row, such as v1\[4\]; if "),
         (TABLE.replace("-2.2", "2.2"), r"from 0, 1 labels differ, such as that of v1\[4\]"),
         (TABLE.encode() + b"\xff", "cannot be read as a CSV in UTF-8"),
         (TABLE + "v,9," + "a" * 200_000, "cannot be read as a CSV in UTF-8: field larger"),
