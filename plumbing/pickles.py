@@ -27,8 +27,8 @@ OTHER_FILES = {  # how a file that is no pickle begins: what it is, and what to 
     rb"\s*<": "a web page: the download went wrong",
     rb"version https://git-lfs": "a Git LFS pointer: run git lfs pull",
     rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|.{257}ustar": "compressed or an archive: unpack it",
-    rb"PK\x03\x04": "a zip archive, or of torch or numpy: unzip it, or pickle the arrays in it",
-    rb"\x93NUMPY|\x89HDF|\s*[\[{]": "of numpy, HDF5 or JSON: load it and pickle the arrays in it",
+    rb"PK\x03\x04": "a zip archive, perhaps of torch or numpy: unzip it, or pickle its arrays",
+    rb"\x93NUMPY|\x89HDF|\s*[\[{]": "a file of numpy, HDF5 or JSON: load it and pickle its arrays",
 }
 MAP_FROM = 256  # bytes; longer byte strings are views into the file, shorter ones are copied
 KINDS = r"[biufUSO][1-9][0-9]{0,6}"  # numpy's types of data: no fields, no dates
@@ -226,6 +226,7 @@ class Unfolding:
 
     def array(self, raw: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
         """An array over `raw`, not copied; an array of objects takes its items from a list only."""
+        # The product of a shape of thousands of integers would take minutes.
         is_array = isinstance(dtype, np.dtype) and isinstance(shape, tuple) and len(shape) <= 4
         if not is_array or not all(type(n) is int and n >= 0 for n in shape):
             raise ValueError("it has an array without a type, or without a shape of integers")

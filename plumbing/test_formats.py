@@ -27,11 +27,10 @@ def mmsa_split(n: int = 6, prefix: str = "video") -> dict:
         "annotations": ["Neutral"] * n,
     }
     for key, width in (("audio", 3), ("vision", 2)):
-        lengths = [(i * 2 + len(key)) % 5 for i in range(n)]
-        x = rng.normal(size=(n, 4, width)).astype(np.float32) + 5
-        for i, length in enumerate(lengths):
-            x[i, length:] = 0
-        part[key], part[f"{key}_lengths"] = x, lengths
+        lengths = (np.arange(n) * 2 + width) % 5
+        part[key] = rng.normal(size=(n, 4, width)).astype(np.float32) + 5
+        part[key][np.arange(4) >= lengths[:, None]] = 0
+        part[f"{key}_lengths"] = lengths.tolist()
     return part
 
 
@@ -250,7 +249,6 @@ def test_whether_clips_count_from_0_or_1_is_never_guessed(tmp_path: Path):
 
 # ── Where a segment lies, and in which video ──────────────────────────────────────────────────────
 
-
 VIDEOS = {
     "03bSnISJMiM$_$11": "03bSnISJMiM",
     "_0efYOjQYRc[3]": "_0efYOjQYRc",
@@ -309,7 +307,6 @@ FRAMES = [np.ones((2, 3))] * 5
     ("content", "message"),
     [
         (pickle.dumps(mmsa())[:-900], "cut short"),
-        ([1, 2], "split 'test' does not have the form of any known family"),
         ({"a": 1}, r"has no splits.*\['a'\]"),
         (mmsa() | {"train": mmsa_split(0)}, r"split 'train'.*at least 1.*'audio': 0"),
         (broken("audio"), r"columns of 'audio' differs .*without 'audio'\): \[1, 3\]"),
@@ -319,9 +316,7 @@ FRAMES = [np.ones((2, 3))] * 5
         (broken(audio_lengths=["x"] * 6), "'valid', key 'audio_lengths', segment 0: could not"),
         (broken(regression_labels=[0] * 5 + [-8]), r"segment 5: \[-8.0\]: a sentiment is in \[-3"),
         (broken(regression_labels=[0] * 5 + [[0] * 7]), r"'valid' does not have the form"),
-        (broken(regression_labels=np.zeros((6, 50))), r"segment 0: 50 numbers, not a sentiment"),
         (broken(raw_text=[["a"]] * 5 + [["a", 2.5]]), "'raw_text', segment 5: not text.*float"),
-        (broken(id=["a"] * 5 + [b"\xff\xff"]), "'id', segment 5: .*utf-8"),
         (broken(id=["a"] * 5 + [("a", "b")]), "'id', segment 5: neither text nor a row"),
         (broken(audio=[1.0] * 6), r"'audio', segment 0: not numbers \(T, d\).*shape \(\)"),
         (broken(audio=np.full((6, 4, 3), "x")), r"segment 0: .* shape \(4, 3\) .* type <U1"),

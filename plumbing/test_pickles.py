@@ -126,7 +126,7 @@ def hostile(touch: Path) -> Iterator[tuple[bytes, str]]:
     yield b"version https://git-lfs.github.com/spec/v1\noid", "run git lfs pull"
     yield b"PK\x03\x04...", "unzip it"
     yield b"a" * 257 + b"ustar", "unpack it"
-    yield b"\x93NUMPY", "pickle the arrays"
+    yield b"\x93NUMPY", "pickle its arrays"
     yield b"hello", "damaged or no pickle"
     evil = Reduce(Path.touch, (touch,))
     calls = [evil, np.array([evil, None], object), {"train": {"audio": ("x", [evil])}}, {evil: 1}]
@@ -134,12 +134,11 @@ def hostile(touch: Path) -> Iterator[tuple[bytes, str]]:
     calls += [Reduce(list, (), [1], None, None, Path.touch)]  # a setter of the state
     for call, protocol in itertools.product(calls, (0, 2, 4)):
         yield pickle.dumps(call, protocol), "it asks for .*nothing was run"
-    yield (
-        b"cnumpy\nndarray.tofile\n(V%b\ntR." % str(touch).encode(),
-        "asks for numpy.ndarray.tofile",
-    )
+    yield b"cnumpy\nndarray.tofile\n(V%b\ntR." % bytes(touch), "asks for numpy.ndarray.tofile"
     yield b"](Vappend\nI1\ndb.", "a state to a value without one"
     yield b"Vos.system\n(Vtrue\ntR.", "calls a value that is not a function"
+    yield b"cnumpy\ndtype\n(Vf4\ntR)R.", "calls a value that is not a function"
+    yield b"ccollections\nOrderedDict\n(I1\ntR.", "calls dict with arguments"
     yield b"cbuiltins\nbytes\n(I9999999999\ntR.", "calls bytes with arguments"
     yield b"(lp0\ng0\na.", "recursion"
     for opcode in pickletools.opcodes:
@@ -200,7 +199,7 @@ def file_of(junk: bytes = b"N", **changes: bytes) -> bytes:
 
 def bombs() -> dict[str, bytes]:
     """Name -> pickle of about a megabyte that would take minutes or gigabytes."""
-    words, numbers = doubled(), doubled(b"I1\n", b"t")
+    words, numbers, long = doubled(), doubled(b"I1\n", b"t"), b"\x8a\x08" + b"\x7f" * 8
     shape, megabyte = b"(I2\nI0\nI100000000\nt", struct.pack("<Q", 1_000_000) + bytes(1_000_000)
     large = array(b"(I500\nI500\nt", b"f4", b"\x8e" + megabyte) + b"p5\n"
     thousand = dict.fromkeys(("raw_text", "id"), b"(" + b"Va\n" * 1000 + b"l")
@@ -215,7 +214,7 @@ def bombs() -> dict[str, bytes]:
         "an unknown key": file_of(words, annotations=b"g40\n"),
         "numbers": file_of(numbers, audio=b"g40\n"),
         "a shape": file_of(audio=array(shape, b"f4", b"C\x00")),
-        "a shape of many": file_of(numbers, audio=array(b"g40\n", b"f4", b"C\x00")),
+        "a shape of many": file_of(audio=array(b"(%bt" % (long * 90_000), b"f4", b"C\x00")),
         "objects": b"(Va\np0\n" + b"".join(objects) + b"l.",
         "a long integer": b"\x8b" + struct.pack("<i", 900_000) + b"\x7f" * 900_000 + b".",
         "colliding keys": b"(" + b"".join(b"I%d\nN" % (k * prime) for k in range(40_000)) + b"d.",
