@@ -6,6 +6,7 @@ import mmap
 import os
 import pickle
 import pickletools
+import re
 import signal
 import struct
 import sys
@@ -143,8 +144,8 @@ def hostile(touch: Path) -> Iterator[tuple[bytes, str]]:
     yield b"(lp0\ng0\na.", "recursion"
     for opcode in pickletools.opcodes:
         if opcode.name in FORBIDDEN.split():
-            code = opcode.code.encode("latin1")
-            yield b"cnumpy\nndarray\n)}" + code + b"1\n1\n.", "its opcode .* is not for data"
+            reason = f"its opcode {re.escape(repr(opcode.code))} is not for data"
+            yield b"cnumpy\nndarray\n)}" + opcode.code.encode("latin1") + b"N\n1\n.", reason
     # Arrays: numpy reads the type "O,i1" as a struct with a pointer, over bytes of the file.
     one, eight = b"(I1\nt", b"C\x08AAAAAAAA"
     yield array(one, b"O8", eight, b"|") + b".", "objects without as many values"
