@@ -97,4 +97,4 @@ def video_and_clip(id: str) -> tuple[str, str]:
 
 
 def checked_ids(token_ids: None, tokenizer: Any) -> None:
-    """For data.py, which may still call it: no file has token ids instead of text any more."""
+    """Obsolete: every file has text. Delete it as soon as data.py no longer calls it."""
