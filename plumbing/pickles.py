@@ -21,17 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from plumbing import UserError, explained, printable, regular
+from plumbing import containers, explained, printable, regular
 
-OTHER_FILES = {  # how a file that is no pickle begins: what it is, and what to do
-    rb"\s*<": "a web page: the download went wrong",
-    rb"version https://git-lfs": "a Git LFS pointer: run git lfs pull",
-    rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|.{257}ustar": "compressed or an archive: unpack it",
-    rb"PK\x03\x04": "a zip archive, perhaps of torch or numpy: unzip it, or pickle its arrays",
-    rb"\x93NUMPY|\x89HDF|\s*[\[{]": "a file of numpy, HDF5 or JSON: load it and pickle its arrays",
-}
 MAP_FROM = 256  # bytes; longer byte strings are views into the file, shorter ones are copied
 KINDS = r"[biufUSO][1-9][0-9]{0,6}"  # numpy's types of data: no fields, no dates
+FACTORIES = ("bool", "dict", "float", "int", "list", "long", "set", "str", "tuple", "unicode")
 NAMES = {  # all that a pickle may name; numpy._core is numpy.core, __builtin__ is builtins
     "numpy.ndarray": "ndarray",
     "numpy.dtype": "dtype",
@@ -41,6 +35,8 @@ NAMES = {  # all that a pickle may name; numpy._core is numpy.core, __builtin__ 
     "_codecs.encode": "encode",  # protocols 0-2 spell bytes by this and the next
     "builtins.bytes": "bytes",
     "collections.OrderedDict": "dict",
+    "collections.defaultdict": "dict",
+    **{f"builtins.{name}": "type" for name in FACTORIES},
 }
 ALLOWED = (  # opcodes that only build values, as Python's own machine runs them
     "FLOAT BINFLOAT STRING SHORT_BINSTRING BINSTRING INT BININT BININT1 BININT2 LONG LONG1 LONG4 "
@@ -58,11 +54,9 @@ def read(path: str | Path) -> Any:
     """
     with explained(f"{path} cannot be read"), open(regular(path), "rb") as file:
         source = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    for beginning, what in OTHER_FILES.items():
-        if re.match(beginning, source[:500], re.DOTALL):
-            raise UserError(f"{path} is {what}")
+    containers.reject(path, source[:500])
     with explained(f"{path} is cut short, damaged or no pickle of data"):
-        return Unfolding(1000 + len(source)).value(Machine(source).load())
+        return Unfolding(1000 + len(source)).value(Machine(path, source).load())
 
 
 @dataclass(eq=False, slots=True)
@@ -88,15 +82,16 @@ class Machine(pickle._Unpickler):
     opcode asks for; then the next opcode is missing.
     """
 
-    def __init__(self, source: mmap.mmap):
+    def __init__(self, path: str | Path, source: mmap.mmap):
         super().__init__(source, encoding="latin1")
-        self.map, self.view = source, memoryview(source)
+        self.path, self.map, self.view = path, source, memoryview(source)
 
     def find_class(self, module: str, name: str) -> Call:
         """The function that a pickle names, if data may name it; nothing is imported."""
         name = printable(f"{module}.{name}")
         known = name.replace("numpy._core", "numpy.core").replace("__builtin__", "builtins")
         if known not in NAMES:
+            containers.reject(self.path, name.encode())
             advice = "save it again as dicts, lists and arrays"
             raise ValueError(f"it asks for {name}, but nothing was run: {advice}")
         return Call(NAMES[known])
@@ -106,12 +101,15 @@ class Machine(pickle._Unpickler):
         raise ValueError(f"its opcode {code!r} is not for data: nothing was run")
 
     def load_reduce(self) -> None:
-        """Record a call; OrderedDict() is a dict."""
+        """Record a call; OrderedDict() and defaultdict(type) are dicts."""
         args, function = self.stack.pop(), self.stack.pop()
         if not isinstance(function, Call) or function.args is not None:
             raise TypeError("it calls a value that is not a function: nothing was run")
-        is_dict = function.function == "dict" and args == ()
-        self.append(Items() if is_dict else Call(function.function, args))
+        match function.function, args:
+            case "dict", () | (Call(args=None),):
+                self.append(Items())
+            case _:
+                self.append(Call(function.function, args))
 
     def load_build(self) -> None:
         """Record the state of a call."""
@@ -222,6 +220,8 @@ class Unfolding:
                 return text.encode("latin1")
             case "bytes", ():
                 return b""
+            case "dict", (list() as pairs,):  # an OrderedDict of Python 2
+                return {self.key(key): item for key, item in pairs}
         raise ValueError(f"it calls {call.function} with arguments that make neither data nor text")
 
     def array(self, raw: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:

@@ -1,16 +1,21 @@
 """Pickles: what is read equals pickle's own result, nothing is run, and no file is a bomb."""
 
 import collections
+import gc
 import itertools
+import json
 import mmap
 import os
 import pickle
 import pickletools
 import re
+import runpy
+import shlex
 import signal
 import struct
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -76,13 +82,16 @@ def test_it_agrees_with_pickle(tmp_path_factory, seed: int, protocol: int, dtype
     plain = [1, -2, 1 << 60, 2.5, None, True, "é\n漢", ("t", b"b" * 300, b""), {"k": {}}, []]
     content = {"x": x, "s": np.float32(1.5), b"k": plain, "F": x.T, "again": plain}
     content["ordered"] = collections.OrderedDict(z=1, a=[x])
+    defaults = [collections.defaultdict(kind, b=[2]) for kind in (None, list, int, str)]
+    content["defaults"] = defaults
     result = pickles.read(write(tmp_path_factory.mktemp("p") / "f", content, protocol))
-    assert list(result) == ["x", "s", "k", "F", "again", "ordered"]
+    assert list(result) == ["x", "s", "k", "F", "again", "ordered", "defaults"]
     assert result["x"].dtype == x.dtype and result["F"].shape == x.T.shape
     np.testing.assert_array_equal(result["x"], x)
     np.testing.assert_array_equal(result["F"], x.T)
     assert result["s"] == 1.5 and type(result["s"]) is np.float32
     assert result["k"] == plain == result["again"] and list(result["ordered"]) == ["z", "a"]
+    assert result["defaults"] == defaults and {type(x) for x in result["defaults"]} == {dict}
 
 
 ARRAY = b"cnumpy._core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntVb\ntR"
@@ -103,6 +112,66 @@ def array(shape: bytes, kind: bytes, raw: bytes, order: bytes = b"<") -> bytes:
 def test_numpy_1_and_python_2(tmp_path: Path, raw: bytes):
     old = array(b"(I1\nt", b"f4", raw).replace(b"numpy._core", b"numpy.core") + b"."
     assert pickles.read(write(tmp_path / "f", old)) == [1.0]
+    ordered = b"ccollections\nOrderedDict\n((l(lS'b'\naI1\naa(lS'a'\naI2\naatR"
+    lists = b"ccollections\ndefaultdict\n(c__builtin__\nlist\ntRS'c'\nI3\ns"
+    result = pickles.read(write(tmp_path / "f", b"(" + ordered + lists + b"l."))
+    assert [list(x.items()) for x in result] == [[("b", 1), ("a", 2)], [("c", 3)]]
+
+
+OTHER_FILES = {
+    b"\n<!DOCTYPE html><html>": "web page",
+    b"version https://git-lfs.github.com/spec/v1\noid": "LFS pointer.* Run: git lfs pull",
+    b"PK\x03\x04...": "zip archive. Run: unzip 'f f'",
+    b"\x1f\x8b...": "gzip. Run: gzip -dc 'f f' > 'f f'.pkl",
+    b"BZh91AY": "bzip2. Run: bzip2 -dc",
+    b"\xfd7zXZ\0": "xz. Run: xz -dc",
+    b"x\x9c...": "joblib does. If you trust it, run: python .*joblib.load",
+    b"7z\xbc\xaf\x27\x1c": "7z archive. Run: 7z x",
+    b"Rar!\x1a\x07": "rar archive. Run: unrar x",
+    b"a" * 257 + b"ustar": "tar archive. Run: tar -xf",
+    b"\x89HDF\r\n...": "HDF5",
+    b"video_id,clip_id,text,label\nv,1,so,2\n": "table.* --labels",
+    "电影;1\n2;3\n".encode("gb18030"): "table.* --labels",
+    b"(cjoblib.numpy_pickle\nNumpyArrayWrapper\n.": "pickle of joblib.*joblib.load",
+    b"(cpandas.core.frame\nDataFrame\n.": "pickle of pandas objects.*import .*pandas; ",
+}
+
+
+@pytest.mark.parametrize("content", OTHER_FILES)
+def test_other_files_are_named(tmp_path: Path, monkeypatch, content: bytes):
+    """With the line that converts or unpacks them, if there is one."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"f f is .*{OTHER_FILES[content]}"):
+        pickles.read(write(Path("f f"), content))
+
+
+@pytest.mark.parametrize("kind", ("torch", "old torch", "tensors", "npz", "npy", "json"))
+def test_the_line_converts(tmp_path: Path, monkeypatch, kind: str):
+    """A dict of a dict in each container becomes the same dict of arrays or lists."""
+    path, x = tmp_path / "f f", np.arange(6.0).reshape(2, 3)
+    part = {"train": {"audio": torch.tensor(x), "vision": [(torch.tensor(1.0), "so")]}}
+    with open(path, "wb") as file:
+        if kind in ("torch", "old torch"):
+            torch.save(part, file, _use_new_zipfile_serialization=kind == "torch")
+        elif kind == "tensors":
+            pickle.dump(part, file)
+        elif kind == "json":
+            file.write(json.dumps({"train": {"audio": x.tolist()}}).encode())
+        elif kind == "npz":
+            np.savez(file, train={"audio": x})
+        else:
+            np.save(file, {"train": {"audio": x}})
+    with pytest.raises(UserError) as caught:
+        pickles.read(path)
+    line = shlex.split(str(caught.value).partition("un: ")[2])
+    monkeypatch.setattr(sys, "argv", ["-c", *line[3:]])
+    (tmp_path / "code.py").write_text(line[2])
+    with warnings.catch_warnings(action="ignore"):  # the line leaves its files to Python's exit
+        runpy.run_path(str(tmp_path / "code.py"))
+        gc.collect()
+    train = pickles.read(f"{path}.pkl")["train"]
+    np.testing.assert_array_equal(train["audio"], x)
+    assert train.get("vision", [[1, "so"]]) == [[1, "so"]]
 
 
 # ── Nothing is run ────────────────────────────────────────────────────────────────────────────────
@@ -123,11 +192,6 @@ FORBIDDEN += "EMPTY_SET ADDITEMS FROZENSET DUP POP POP_MARK"
 def hostile(touch: Path) -> Iterator[tuple[bytes, str]]:
     """(content, why it is rejected): if it were run, it would create `touch` or misuse memory."""
     yield b"", "empty file"
-    yield b"\n<!DOCTYPE html><html>", "a web page"
-    yield b"version https://git-lfs.github.com/spec/v1\noid", "run git lfs pull"
-    yield b"PK\x03\x04...", "unzip it"
-    yield b"a" * 257 + b"ustar", "unpack it"
-    yield b"\x93NUMPY", "pickle its arrays"
     yield b"hello", "damaged or no pickle"
     evil = Reduce(Path.touch, (touch,))
     calls = [evil, np.array([evil, None], object), {"train": {"audio": ("x", [evil])}}, {evil: 1}]
@@ -209,6 +273,8 @@ def bombs() -> dict[str, bytes]:
     objects = (array(b"(I2\nt", b"O8", b"(g%d\ng%d\nl" % (k, k), b"|") for k in range(40))
     objects = (x + b"p%d\n" % k for k, x in enumerate(objects, 1))
     prime = 2**61 - 1  # Python's hashes of integers are counted modulo this
+    pairs = b"(" + b"".join(b"(V%d\nNt" % k for k in range(5_000)) + b"lp5\n("
+    dicts = b"ccollections\nOrderedDict\n(g5\ntR" * 5_000
     text, encoded = b"V" + b"x" * 300_000 + b"\np5\n", b"c_codecs\nencode\n(g5\nVlatin1\ntR"
     return {
         "words": file_of(words, raw_text=b"g40\n"),
@@ -223,6 +289,7 @@ def bombs() -> dict[str, bytes]:
         "one array, 1,000 segments": file_of(large, **thousand),
         "one text 100,000 times": file_of(text, raw_text=b"(" + b"g5\n" * 100_000 + b"l"),
         "one text encoded 10,000 times": b"(" + text + encoded * 10_000 + b"l.",
+        "one list made a dict 5,000 times": pairs + dicts + b"l.",
         "lists, very deep": b"]" * 50_000 + b"a" * 49_999 + b".",
         "100 GB of bytes": b"\x80\x04\x8e" + struct.pack("<Q", 10**11) + b"x.",
     }
