@@ -58,7 +58,8 @@ def data_file(dataset: str, folder: str | Path) -> Path:
 def files_of(dataset: str, folder: Path) -> list[Path]:
     """Pickles, and folders of train.pkl and so on, whose path in `folder` contains the name.
 
-    Enters linked folders, skips hidden files, and looks at most four folders deep.
+    Enters linked folders, but not those that lead back up; skips hidden files; looks at most four
+    folders deep.
     """
     results = set()
     for depth in range(5):
@@ -66,6 +67,9 @@ def files_of(dataset: str, folder: Path) -> list[Path]:
             path = folder / name
             is_pickle = path.suffix.lower() in (".pkl", ".pickle") and path.is_file()
             if is_pickle and dataset in name.lower():
+                folders = [(folder / parent).resolve() for parent in Path(name).parents]
+                if len(set(folders)) < len(folders):  # a link led back to a folder above it
+                    continue
                 results.add(path.parent if path.stem in SPELLED else path)
     return sorted(results)
 

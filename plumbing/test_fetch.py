@@ -111,6 +111,8 @@ def test_files_under_data_are_found(tmp_path: Path, monkeypatch, capsys):
         pytest.skip("no symbolic links")
     files = [path.as_posix() for path in fetch.files_of("mosi", Path("data"))]
     assert files == [aligned, "data/mosi/link", "data/mosi/link/sub/b.pickle", of_mult]
-    Path("disk/loop").symlink_to(Path("data").resolve())
+    for up, above in {"data/mosi/up": "data", "disk/up": "data", "disk/sub/up": "disk/sub"}.items():
+        Path(up).symlink_to(Path(above).resolve())
+    assert [path.as_posix() for path in fetch.files_of("mosi", Path("data"))] == files
     assert fetch.data_file("mosi", "data") == Path(aligned)
     assert capsys.readouterr().out.startswith(f"data: {aligned}, the first of ")
