@@ -1,5 +1,6 @@
-"""The text of a data file that has none, from a CSV of video_id, clip_id, text and label."""
+"""The text of a data file that has none: from a CSV, or as the token ids that the file holds."""
 
+import codecs
 import csv
 import io
 import math
@@ -16,18 +17,16 @@ COLUMNS = ("video_id", "clip_id", "text", "label")
 Rows = dict[tuple[str, str], tuple[str, float]]
 
 
-def add(parts: dict[str, dict[str, Any]], path: str | Path, table: str | Path | None) -> None:
-    """Add raw_text to splits without text. Raises UserError.
-
-    table: the CSV; None takes the first *label*.csv beside the file, or in the data folder itself
-    """
+def beside(path: str | Path) -> Path | None:
+    """The first *label*.csv beside a data file, or in the data folder itself."""
     folder = Path(path) if os.path.isdir(path) else Path(path).parent
     names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     tables = [folder / name for name in names if re.fullmatch(".*label.*[.]csv", name.lower())]
-    if not (table or tables):
-        columns = ", ".join(COLUMNS)
-        raise UserError(f"{path} has no text: name a CSV of {columns} with --labels")
-    table = table or tables[0]
+    return tables[0] if tables else None
+
+
+def add(parts: dict[str, dict[str, Any]], path: str | Path, table: str | Path) -> None:
+    """Add raw_text from the table to splits without text. Raises UserError."""
     rows = read_table(table)
     for name, part in parts.items():
         with explained(f"{path}, split {name!r}: its text is not in {table}"):
@@ -41,21 +40,39 @@ def read_table(table: str | Path) -> Rows:
     The separator is the most frequent of , ; and tab in the first line. Raises UserError.
     """
     rows = {}
-    with explained(f"{table} cannot be read as a CSV in UTF-8"):
-        text = regular(table).read_text(encoding="utf-8-sig")
+    with explained(f"{table} cannot be read as a CSV"):
+        text = decoded(regular(table).read_bytes())
         separator = max(",;\t", key=text.partition("\n")[0].count)
-        reader = csv.DictReader(io.StringIO(text), delimiter=separator)
-        reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
+        names = ["_".join(name.lower().split()) for name in reader.fieldnames or ()]
+        reader.fieldnames, found = names, printable(", ".join(names))
+        columns = f"columns needed: {', '.join(COLUMNS)}; found: {found}"
+        if missing := [name for name in COLUMNS if name not in names]:
+            raise UserError(f"{table} has no column {missing[0]} ({columns})")
         for row in reader:
-            with explained(f"{table}, line {reader.line_num}, needs {', '.join(COLUMNS)}"):
+            if not any(row.values()):  # a spreadsheet saves empty rows, too
+                continue
+            with explained(f"{table}, line {reader.line_num} ({columns})"):
                 if None in row or None in row.values():
                     raise ValueError("it has more or fewer cells than the first line")
                 video, clip, words, label = (row[name].strip() for name in COLUMNS)
-                entry = words, float(label or math.nan)
+                entry = words, float(label.replace(",", ".") or math.nan)
                 rows[video, str(int(clip))] = entry
                 if row.get("start"):  # clips of length 0 start with the next one: the last counts
                     rows[video, f"{float(row['start']):.1f}"] = entry
     return rows
+
+
+def decoded(raw: bytes) -> str:
+    """The text of a table in UTF-8, UTF-16, GB18030 (Chinese Excel) or cp1252 (Western Excel)."""
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return raw.decode("utf-16")
+    lenient = raw.decode("utf-8", "replace")
+    if lenient.count("\N{REPLACEMENT CHARACTER}") <= sum(c > "\x7f" for c in lenient) / 2:
+        return raw.decode("utf-8-sig")  # raises if a few bytes are damaged
+    runs = re.findall(rb"[\x80-\xff]+", raw)
+    pairs = [run for run in runs if len(run) % 2 == 0]  # a Chinese character is two such bytes
+    return raw.decode("gb18030" if len(pairs) > len(runs) / 2 else "cp1252")
 
 
 def texts(rows: Rows, part: dict[str, Any]) -> list[str]:
@@ -72,13 +89,14 @@ def texts(rows: Rows, part: dict[str, Any]) -> list[str]:
         difference = np.abs(labels - part["regression_labels"])
         wrong = np.flatnonzero(difference >= 0.1)
         if missing:
-            problems.append(f"{len(missing)} segments have no row, such as {missing[0]}")
+            problems.append((len(missing), f"segments have no row, such as {missing[0]}"))
         elif len(wrong) > 0.05 * np.isfinite(difference).sum():
-            problems.append(f"{len(wrong)} labels differ, such as that of {part['id'][wrong[0]]}")
+            problems.append((len(wrong), f"labels differ, such as that of {part['id'][wrong[0]]}"))
         else:
             results.append([rows[key][0] for key in keys])
     if not results:
-        raise ValueError(f"if clips count from 0, {problems[0]}; if from 1, {problems[1]}")
+        count, what = min(problems)  # of the more likely base
+        raise ValueError(f"{count} {what}")
     if results[0] != results[-1]:
         raise ValueError("without labels it is unknown whether clips count from 0 or from 1")
     return results[0]
@@ -96,5 +114,23 @@ def video_and_clip(id: str) -> tuple[str, str]:
     return tuple(filter(None, match.groups())) if match else (id, "0")
 
 
-def checked_ids(token_ids: None, tokenizer: Any) -> None:
-    """Obsolete: every file has text. Delete it as soon as data.py no longer calls it."""
+def checked_ids(token_ids: list[list[int]] | None, tokenizer: Any) -> list[list[int]] | None:
+    """The token ids as they are. Raises UserError if they are of another vocabulary.
+
+    Decoding and tokenizing keeps 100 % of MOSI's sentences with their own vocabulary, and 50 to
+    85 % with a shuffled one.
+    """
+    if token_ids is None:
+        return None
+    equal = 0
+    if max([max(ids) for ids in token_ids if ids], default=0) < len(tokenizer):
+        texts = tokenizer.batch_decode(token_ids, skip_special_tokens=True)
+        again = tokenizer(texts, truncation=True)["input_ids"]
+        known = [[id for id in ids if id != tokenizer.unk_token_id] for ids in token_ids]
+        equal = sum(a == b for a, b in zip(again, known, strict=True))
+    if equal < 0.95 * len(token_ids):
+        raise UserError(
+            "the data hold token ids instead of text, and --bert has another vocabulary: only "
+            f"{equal / len(token_ids):.0%} of the sentences survive decoding and tokenizing"
+        )
+    return token_ids

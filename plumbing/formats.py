@@ -2,6 +2,7 @@
 
 MMSA (also Self-MM, ALMT, ConFEDE, DMD, EMT, LNLN): a dict of splits; a split is a dict of
     raw_text           N sentences
+    text_bert          (N, 3, L): token ids, attention mask, token types
     audio, vision      (N, T, d), padded with zeros
     audio_lengths, vision_lengths   (N,) frames without padding; absent in aligned files
     regression_labels  (N,) sentiment in [-3, 3]
@@ -33,8 +34,11 @@ from plumbing import UserError, captions, explained, pickles, printable
 SPELLED = {"train": "train", "valid": "valid", "dev": "valid", "val": "valid", "test": "test"}
 FRAMES = {"a": "audio", "v": "vision"}  # modalities that are frames: the key of each in the files
 LENGTHS = ("audio_lengths", "vision_lengths")
-KEYS = ("raw_text", "id", "regression_labels", *FRAMES.values(), *LENGTHS)
-CORPORA = {"mosi": range(2_195, 2_200), "mosei": range(22_400, 23_501)}  # segments, as published
+KEYS = ("raw_text", "text_bert", "id", "regression_labels", *FRAMES.values(), *LENGTHS)
+CORPORA = {  # numbers of segments and of videos in the published versions
+    "mosi": (range(2_195, 2_200), range(93, 94)),
+    "mosei": (range(22_400, 23_501), range(3_000, 4_001)),
+}
 Parts = dict[str, dict[str, Any]]
 
 
@@ -44,7 +48,8 @@ def read(path: str | Path, labels: str | Path | None = None) -> Parts:
     Only the splits that the file has. In each:
         id                 N str
         video              N str, or None if the file has no ids
-        raw_text           N str
+        raw_text           N str, empty if the file has only token ids
+        token_ids          N lists of ids if the file has no text, else None
         regression_labels  (N,) float32 in [-3, 3], NaN where there is no label
         audio, vision      an array (N, T, d) or a list of N arrays (T, d), as they are in the file
         audio_lengths, vision_lengths   (N,) float64, NaN if unknown, 0 for an absent modality
@@ -59,8 +64,12 @@ def read(path: str | Path, labels: str | Path | None = None) -> Parts:
         where = f"{path}, split {name!r}"
         with explained(f"{where} does not have the form of any known family"):
             parts[name] = checked(content, where)
-    if silent := {name: part for name, part in parts.items() if "raw_text" not in part}:
-        captions.add(silent, path, labels)
+    silent = {name: part for name, part in parts.items() if "raw_text" not in part}
+    if silent and (table := labels or captions.beside(path)):
+        captions.add(silent, path, table)
+    elif silent:
+        for name, part in silent.items():
+            use_token_ids(part, f"{path}, split {name!r}")
     elif labels:
         print(f"note: the file has its own text, so {printable(str(labels))} is not read")
     for key in FRAMES.values():
@@ -79,11 +88,15 @@ def splits_of(path: str | Path) -> dict[str, Any]:
     else:
         content = pickles.read(path)
     keys = set(content) if isinstance(content, dict) else set()
-    if isinstance(content, list) or keys & set(KEYS):
+    names = [name for name in SPELLED if name in keys]
+    if isinstance(content, list) or (not names and keys & set(KEYS)):
         return {"test": content}
-    if not keys & set(SPELLED):
+    if not names:
         raise UserError(f"{path} has no splits train, valid and test, but the keys {sorted(keys)}")
-    return {SPELLED[name]: content[name] for name in SPELLED if name in content}
+    valid = [name for name in names if SPELLED[name] == "valid"]
+    if len(valid) > 1:
+        raise UserError(f"{path} has {' and '.join(valid)}: keep the one that is the valid split")
+    return {SPELLED[name]: content[name] for name in names}
 
 
 def from_misa(samples: list) -> dict[str, Any]:
@@ -114,7 +127,7 @@ def checked(content: dict[str, Any] | list, where: str) -> dict[str, Any]:
         raise UserError(f"{where}: every key needs the same N, at least 1, but they have {sizes}")
     unknown = [None] * n
     part = {"regression_labels": unknown, **dict.fromkeys(LENGTHS, unknown), **part}
-    result = {"video": None, "notes": []}
+    result = {"video": None, "token_ids": None, "notes": []}
     if "id" in part:
         result["id"] = each(part, "id", id_of, where)
         result["video"] = [captions.video_and_clip(id)[0] for id in result["id"]]
@@ -143,6 +156,16 @@ def checked(content: dict[str, Any] | list, where: str) -> dict[str, Any]:
     return part | result
 
 
+def use_token_ids(part: dict[str, Any], where: str) -> None:
+    """Take the token ids of text_bert for a split without text. Raises UserError."""
+    if "text_bert" not in part:
+        columns = ", ".join(captions.COLUMNS)
+        raise UserError(f"{where} has no text: name a CSV of {columns} with --labels")
+    part["token_ids"] = each(part, "text_bert", token_ids_of, where)
+    part["raw_text"] = [""] * len(part["id"])
+    part["notes"].append("no text, so the token ids of text_bert are used")
+
+
 def each(part: dict[str, Any], key: str, convert: Callable[[Any], Any], where: str) -> list:
     """The N values of a key, each converted. Raises UserError, which names the segment."""
     results = []
@@ -161,6 +184,14 @@ def text_of(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"not text, but a value of type {type(value).__name__}")
     return str(value)  # numpy's strings, too
+
+
+def token_ids_of(value: Any) -> list[int]:
+    """The token ids in (3, L): ids, attention mask, token types."""
+    x = np.asarray(value, float)
+    if x.ndim != 2 or len(x) != 3 or (x != x.round().clip(0, 1 << 31)).any():
+        raise ValueError(f"not ids, mask and types in whole numbers, but the shape {x.shape}")
+    return x[0][x[1] > 0].astype(int).tolist()
 
 
 def id_of(value: Any) -> str:
@@ -230,10 +261,11 @@ def print_notes(parts: Parts) -> None:
 
 
 def corpus_name(parts: Parts, path: str | Path) -> str:
-    """ "mosi" or "mosei" if the file has as many segments; else the file's own name."""
-    segments = sum(len(part["id"]) for part in parts.values())
-    for name, published in CORPORA.items():
-        if segments in published:
+    """ "mosi" or "mosei" if the file has as many segments and videos; else the file's own name."""
+    n = sum(len(part["id"]) for part in parts.values())
+    videos = {video for part in parts.values() for video in part["video"] or []}
+    for name, (segments_published, videos_published) in CORPORA.items():
+        if n in segments_published and len(videos) in videos_published:
             return name
     stem = printable(Path(path).resolve().stem, 40)
     return "another corpus" if stem.lower() in (*CORPORA, "synthetic") else stem
@@ -256,7 +288,7 @@ def fingerprint(parts: Parts) -> str:
     """SHA-256 over ids, text, labels, lengths and shapes, and over each split's first frames."""
     digest = hashlib.sha256()
     for name, part in parts.items():
-        digest.update(repr((name, part["id"], part["raw_text"])).encode())
+        digest.update(repr((name, part["id"], part["token_ids"] or part["raw_text"])).encode())
         digest.update(part["regression_labels"].tobytes())
         for key in FRAMES.values():
             digest.update(repr([x.shape for x in part[key]]).encode())

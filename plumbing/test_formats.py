@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import decoders, models
+from transformers import PreTrainedTokenizerBase
 
 import data
 from plumbing import UserError, captions, encoders, formats
@@ -142,6 +144,39 @@ def test_a_modality_that_no_split_has_is_empty(tmp_path: Path, capsys, keys: lis
     assert x["a"].shape[1] == 3 and x["v"].shape[1] == 2
 
 
+def word_pieces(words: str) -> PreTrainedTokenizerBase:
+    tokenizer = encoders.word_tokenizer([words], 64)
+    ids = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words.split()])}
+    tokenizer.backend_tokenizer.model = models.WordPiece(ids, unk_token="[UNK]")
+    tokenizer.backend_tokenizer.decoder = decoders.WordPiece()
+    return tokenizer
+
+
+def test_token_ids_without_text(tmp_path: Path, capsys):
+    """They are used if the tokenizer has their vocabulary: then they survive decoding."""
+    content, words = mmsa(), "sen ##ten ##ce num ##ber 0 1 2 3 4"  # 5 is unknown
+    tokenizer = word_pieces(words)
+    for part in content.values():
+        texts = [text.lower() for text in part.pop("raw_text")]
+        padded = tokenizer(texts, padding="max_length", max_length=9)
+        rows = [padded["input_ids"], padded["attention_mask"], padded["attention_mask"]]
+        part["text_bert"] = np.array(rows, np.float32).transpose(1, 0, 2)  # (N, 3, L)
+    corpus = data.load("mosi", write(tmp_path / "f", content))
+    split, scale = corpus["test"], data.Standardizer.fit(corpus["test"])
+    assert data.Segments(split, tokenizer, scale).tokens == tokenizer(texts)["input_ids"]
+    assert "token ids of text_bert" in capsys.readouterr().out
+    for other in ("sen", "num ##ber sen ##ten ##ce 0 1 2 3 4 sent"):
+        with pytest.raises(UserError, match="another vocabulary: only 0%"):
+            data.Segments(split, word_pieces(other), scale)
+    assert data.Segments(split, word_pieces("sen"), scale, "av").tokens == [[]] * 6
+    content["test"]["text_bert"][0, 0, 1] += 1
+    other = data.load("mosi", write(tmp_path / "f", content))
+    assert other.fingerprint != corpus.fingerprint
+    content["test"]["text_bert"][0, 0, 1] = math.nan
+    with pytest.raises(UserError, match="'test', key 'text_bert', segment 0: not ids, mask and"):
+        data.load("mosi", write(tmp_path / "f", content))
+
+
 def test_labels_of_seven_numbers():
     """Sentiment and six emotions; not classes, probabilities, nor seven emotions."""
     emotions = np.array([[0, 1 / 3, 2, 0, 0, 3]] * 6)
@@ -179,15 +214,27 @@ def test_files_for_prediction(tmp_path: Path, content: dict | list, labels: list
         data.load("mosi", tmp_path / "my clips.pkl")
 
 
-def test_the_name_of_a_corpus_comes_from_its_size(tmp_path: Path):
-    names = {2_194: "f", 2_195: "mosi", 2_199: "mosi", 2_200: "f", 22_856: "mosei"}
-    for n, name in names.items():
-        assert formats.corpus_name({"train": {"id": [""] * n}}, "f.pkl") == name
-        other = formats.corpus_name({"train": {"id": [""] * n}}, "MOSI.pkl")  # proves nothing
-        assert other == ("another corpus" if name == "f" else name)
-    path = write(tmp_path / "f", mmsa() | {"train": mmsa_split(2_187, "train")})
+SIZES = [(2_194, 93, "f"), (2_195, 93, "mosi"), (2_199, 93, "mosi"), (2_200, 93, "f")]
+SIZES += [(2_199, 92, "f"), (2_199, 94, "f"), (2_199, 0, "f"), (22_856, 93, "f")]
+SIZES += [(22_856, 2_999, "f"), (22_856, 3_000, "mosei"), (23_500, 4_000, "mosei")]
+
+
+@pytest.mark.parametrize(("n", "videos", "name"), SIZES)
+def test_the_name_of_a_corpus_comes_from_its_size(n: int, videos: int, name: str):
+    """Segments and videos of all splits; 0 videos: the file has no ids."""
+    names = [str(i % videos) for i in range(n)] if videos else None
+    parts = {"train": {"id": [""] * (n - 9), "video": names and names[:-9]}}
+    parts["test"] = {"id": [""] * 9, "video": names and names[-9:]}
+    assert formats.corpus_name(parts, "f.pkl") == name
+    other = formats.corpus_name(parts, "MOSI.pkl")  # a file's name proves nothing
+    assert other == ("another corpus" if name == "f" else name)
+
+
+def test_the_wrong_data_set(tmp_path: Path):
+    content = mmsa() | {"train": mmsa_split(2_187, "train")}
+    content["train"]["id"] = [f"v{i % 89}$_${i}" for i in range(2_187)]
     with pytest.raises(UserError, match=r"--dataset mosei.*MOSI, 2,187 / 6 / 6"):
-        data.load("mosei", path)
+        data.load("mosei", write(tmp_path / "f", content))
 
 
 # ── Tables of text ────────────────────────────────────────────────────────────────────────────────
@@ -205,11 +252,14 @@ def texts(tmp_path: Path, table: str | bytes, **changes: Any) -> list[str]:
     ("table", "text"),
     [
         (TABLE.replace("text ", "电影，é ").encode("utf-8-sig"), "电影，é 5"),
-        (TABLE.replace(",", ";"), "text 5"),
+        (TABLE.replace("text ", "电影，é ").encode("utf-16"), "电影，é 5"),
+        (TABLE.replace("text ", "电影很好 ").encode("gb18030"), "电影很好 5"),
+        (TABLE.replace("text ", "it’s a café ").encode("cp1252"), "it’s a café 5"),
+        (TABLE.replace(",", ";").replace("1.8;", "1,8;"), "text 5"),
         (TABLE.replace(",", "\t"), "text 5"),
-        (TABLE.replace(HEADER, " VIDEO_ID , Clip_ID,Text,Label,other"), "text 5"),
+        (TABLE.replace(HEADER, " VIDEO_ID , Clip  ID,Text,Label,other"), "text 5"),
         (TABLE.replace("\n", ",\r\n").replace(",3,", ",03,"), "text 5"),
-        (TABLE + "w,9,no label,,\n\n", "text 5"),
+        (TABLE + "w,9,no label,,\n,,,,\n\n", "text 5"),
         (TABLE.replace("text 5,1.8", '"so, ""good""\n5",'), 'so, "good"\n5'),
     ],
 )
@@ -217,18 +267,21 @@ def test_tables_that_are_read(tmp_path: Path, table: str | bytes, text: str):
     assert texts(tmp_path, table)[5] == text
 
 
+COLUMNS = "columns needed: video_id, clip_id, text, label"
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("no,such,columns\n1,2,3\n", "l, line 2, needs video_id, clip_id, text, label: 'video_id'"),
-        ("", "6 segments have no row"),
-        (TABLE + "v,1\n", "line 8, needs .*more or fewer cells"),
-        (TABLE + "v,9,so, good,1,2\n", "line 8, needs .*more or fewer cells"),
-        (TABLE + "v,9,so,good,1\n", "line 8, .*could not convert string to float: 'good'"),
-        (TABLE.replace("v1,4", "w,4"), r"from 0, 1 segments have no row, such as v1\[4\]; if "),
-        (TABLE.replace("-2.2", "-2.0"), r"from 0, 1 labels differ, such as that of v1\[4\]"),
-        (TABLE.encode() + b"\xff", "cannot be read as a CSV in UTF-8"),
-        (TABLE + "v,9," + "a" * 200_000, "cannot be read as a CSV in UTF-8: field larger"),
+        ("no,such,text\n1,2,3\n", f"no column video_id .{COLUMNS}; found: no, such, text"),
+        ("", f"no column video_id .{COLUMNS}"),
+        (TABLE + "v,1\n", f"line 8 .{COLUMNS}; found: {HEADER.replace(',', ', ')}.: .*cells"),
+        (TABLE + "v,9,so, good,1,2\n", "line 8 .*more or fewer cells"),
+        (TABLE + "v,9,so,good,1\n", "line 8 .*could not convert string to float: 'good'"),
+        (TABLE.replace("v1,4", "w,4"), r"in .*/l: 1 segments have no row, such as v1\[4\]"),
+        (TABLE.replace("-2.2", "-2.0"), r"in .*/l: 1 labels differ, such as that of v1\[4\]"),
+        (TABLE.encode() + b"v,9,\xc3\xa4\xc3\xa4 \xff,,\n", "cannot be read as a CSV: 'utf-8"),
+        (TABLE + "v,9," + "a" * 200_000, "cannot be read as a CSV: field larger"),
     ],
 )
 def test_tables_that_are_wrong(tmp_path: Path, table: str | bytes, message: str):
@@ -303,6 +356,7 @@ FRAMES = [np.ones((2, 3))] * 5
     [
         (pickle.dumps(mmsa())[:-900], "cut short"),
         ({"a": 1}, r"has no splits.*\['a'\]"),
+        (mmsa() | {"dev": mmsa_split()}, "has valid and dev: keep the one that is"),
         (mmsa() | {"train": mmsa_split(0)}, r"split 'train'.*at least 1.*'audio': 0"),
         (broken("audio"), r"columns of 'audio' differs .*without 'audio'\): \[1, 3\]"),
         (broken("regression_labels"), "split 'valid' has no label of segment 0"),
