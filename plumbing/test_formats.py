@@ -154,7 +154,8 @@ def word_pieces(words: str) -> PreTrainedTokenizerBase:
 
 def test_token_ids_without_text(tmp_path: Path, capsys):
     """They are used if the tokenizer has their vocabulary: then they survive decoding."""
-    content, words = mmsa(), "sen ##ten ##ce num ##ber 0 1 2 3 4"  # 5 is unknown
+    content = {name: mmsa_split(30, name) for name in data.SPLITS}
+    words = " ".join(["sen ##ten ##ce num ##ber", *map(str, range(29))])  # 29 is unknown
     tokenizer = word_pieces(words)
     for part in content.values():
         texts = [text.lower() for text in part.pop("raw_text")]
@@ -165,13 +166,15 @@ def test_token_ids_without_text(tmp_path: Path, capsys):
     split, scale = corpus["test"], data.Standardizer.fit(corpus["test"])
     assert data.Segments(split, tokenizer, scale).tokens == tokenizer(texts)["input_ids"]
     assert "token ids of text_bert" in capsys.readouterr().out
-    for other in ("sen", "num ##ber sen ##ten ##ce 0 1 2 3 4 sent"):
+    for other in ("sen", f"{words} senten"):
         with pytest.raises(UserError, match="another vocabulary: only 0%"):
             data.Segments(split, word_pieces(other), scale)
-    assert data.Segments(split, word_pieces("sen"), scale, "av").tokens == [[]] * 6
-    content["test"]["text_bert"][0, 0, 1] += 1
+    assert data.Segments(split, word_pieces("sen"), scale, "av").tokens == [[]] * 30
+    content["test"]["text_bert"][0, 0, 1] = 99  # beyond the vocabulary, in one of 30 sentences
     other = data.load("mosi", write(tmp_path / "f", content))
     assert other.fingerprint != corpus.fingerprint
+    with pytest.raises(UserError, match="another vocabulary"):
+        data.Segments(other["test"], tokenizer, scale)
     content["test"]["text_bert"][0, 0, 1] = math.nan
     with pytest.raises(UserError, match="'test', key 'text_bert', segment 0: not ids, mask and"):
         data.load("mosi", write(tmp_path / "f", content))
