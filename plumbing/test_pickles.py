@@ -273,8 +273,8 @@ def bombs() -> dict[str, bytes]:
     objects = (array(b"(I2\nt", b"O8", b"(g%d\ng%d\nl" % (k, k), b"|") for k in range(40))
     objects = (x + b"p%d\n" % k for k, x in enumerate(objects, 1))
     prime = 2**61 - 1  # Python's hashes of integers are counted modulo this
-    pairs = b"(" + b"".join(b"(V%d\nNt" % k for k in range(5_000)) + b"lp5\n("
-    dicts = b"ccollections\nOrderedDict\n(g5\ntR" * 5_000
+    pairs = b"(" + b"".join(b"(V%d\nNt" % k for k in range(20_000)) + b"lp5\n("
+    dicts = b"ccollections\nOrderedDict\n(g5\ntR" * 20_000
     text, encoded = b"V" + b"x" * 300_000 + b"\np5\n", b"c_codecs\nencode\n(g5\nVlatin1\ntR"
     return {
         "words": file_of(words, raw_text=b"g40\n"),
@@ -289,7 +289,7 @@ def bombs() -> dict[str, bytes]:
         "one array, 1,000 segments": file_of(large, **thousand),
         "one text 100,000 times": file_of(text, raw_text=b"(" + b"g5\n" * 100_000 + b"l"),
         "one text encoded 10,000 times": b"(" + text + encoded * 10_000 + b"l.",
-        "one list made a dict 5,000 times": pairs + dicts + b"l.",
+        "one list made a dict 20,000 times": pairs + dicts + b"l.",
         "lists, very deep": b"]" * 50_000 + b"a" * 49_999 + b".",
         "100 GB of bytes": b"\x80\x04\x8e" + struct.pack("<Q", 10**11) + b"x.",
     }
