@@ -1,61 +1,59 @@
-"""Files that are not pickles of plain data: what each is, and the command that converts it."""
+"""Files that are not pickles of plain data: what each is, and the line that converts it."""
 
 import re
 import shlex
+from pathlib import Path
+
+from plumbing import UserError
 
 
-def python(module: str, load: str, leaf: str = "x") -> str:
-    """A command that loads a file, applies `leaf` to each value x, and pickles the result."""
-    plain = f"f = lambda x: {{k: f(v) for k, v in x.items()}} if isinstance(x, dict) else {leaf}"
-    dump = f"pickle.dump(f({load}), open(sys.argv[2], 'wb'))"
-    return f'python -c "import pickle, sys, {module}; {plain}; {dump}" FILE FILE.pkl'
+def python(library: str, load: str) -> str:
+    """A line that loads FILE, makes arrays of tensors and dicts of tables, and writes FILE.pkl."""
+    convert = (  # [()] gives the item of an array without dimensions, else the array
+        "f = lambda x: {k: f(v) for k, v in x.items()} "
+        "if isinstance(x, dict) or hasattr(x, 'columns') "
+        "else [f(v) for v in x] if isinstance(x, (list, tuple)) "
+        "else numpy.asarray(x)[()] if hasattr(x, '__array__') else x"
+    )
+    save = f"pickle.dump(f({load}), open(sys.argv[1] + '.pkl', 'wb'))"
+    return f'python -c "import numpy, pickle, sys, {library}; {convert}; {save}" FILE'
 
 
-PICKLE, JOBLIB = "pickle.load(open(sys.argv[1], 'rb'))", "joblib.load(sys.argv[1])"
-TENSORS, TABLES = "x.numpy() if torch.is_tensor(x) else x", "x.to_dict('list')"
-TORCH = python("torch", "torch.load(sys.argv[1], 'cpu', weights_only=False)", TENSORS)
-NUMPY = "numpy.load(sys.argv[1], allow_pickle=True)"
-JSON = python("json", "json.load(open(sys.argv[1], encoding='utf-8'))")
-OBJECTS = {  # by library: the command for a pickle that holds its objects
-    "torch": python("torch", PICKLE, TENSORS),
-    "pandas": python("pandas", PICKLE, f"{TABLES} if hasattr(x, 'columns') else x"),
-    "joblib": python("joblib", JOBLIB),
-}
-BEGINNINGS = {  # how a file begins: what it is, and the command that converts it
+PICKLE, NUMPY = "pickle.load(open(sys.argv[1], 'rb'))", "numpy.load(sys.argv[1], allow_pickle=True)"
+JOBLIB = python("joblib", "joblib.load(sys.argv[1])")
+OTHER_FILES = {  # how a file begins, or a name that its pickle asks for: what it is, and the line
     rb"\s*<": ("a web page: the download went wrong", ""),
     rb"version https://git-lfs": ("a Git LFS pointer, not the data", "git lfs pull"),
-    rb"PK\x03\x04.{26,126}data\.pkl|\x80\x02\x8a\nl\xfc\x9cF\xf9 j": ("a torch file", TORCH),
-    rb"PK\x03\x04.{26,126}\.npy": (
-        "an archive of numpy arrays",
-        python("numpy", f"dict({NUMPY})", "x.tolist() if x.dtype == object else x"),
+    rb"PK\x03\x04.{26,126}data\.pkl|\x80\x02\x8a\nl\xfc\x9cF\xf9 j": (
+        "a file of torch",
+        python("torch", "torch.load(sys.argv[1], 'cpu', weights_only=False)"),
     ),
+    rb"PK\x03\x04.{26,126}\.npy": ("an .npz of numpy", python("numpy", f"dict({NUMPY})")),
     rb"PK\x03\x04": ("a zip archive", "unzip FILE"),
-    rb"\x93NUMPY": ("a numpy array", python("numpy", f"{NUMPY}.item()")),
+    rb"\x93NUMPY": ("an .npy of numpy", python("numpy", NUMPY)),
     rb"\x1f\x8b": ("compressed by gzip", "gzip -dc FILE > FILE.pkl"),
     rb"BZh": ("compressed by bzip2", "bzip2 -dc FILE > FILE.pkl"),
     rb"\xfd7zXZ": ("compressed by xz", "xz -dc FILE > FILE.pkl"),
-    rb"x[\x01\x5e\x9c\xda]": ("compressed by zlib, as joblib does", OBJECTS["joblib"]),
+    rb"x[\x01\x5e\x9c\xda]": ("compressed by zlib, as joblib does", JOBLIB),
     rb"7z\xbc\xaf": ("a 7z archive", "7z x FILE"),
     rb"Rar!": ("a rar archive", "unrar x FILE"),
     rb".{257}ustar": ("a tar archive", "tar -xf FILE"),
-    rb"\x89HDF": ("an HDF5 file (the CMU SDK's .csd?), not processed features", ""),
-    rb"\s*[\[{]": ("JSON", JSON),
+    rb"\x89HDF": ("an HDF5 file, perhaps the CMU SDK's: it has no processed features", ""),
+    rb"\s*[\[{]": ("JSON", python("json", "json.load(open(sys.argv[1], encoding='utf-8'))")),
+    rb"joblib\.": ("a pickle of joblib", JOBLIB),
+    rb"torch\.": ("a pickle of torch tensors", python("torch", PICKLE)),
+    rb"pandas\.": ("a pickle of pandas objects", python("pandas", PICKLE)),
     rb"\xff\xfe|\xfe\xff|\xef\xbb\xbf|[\t -\xff]+[,;\t][\t -\xff]+\r?\n": (
-        "a table of text, not of features; name a CSV with text by --labels",
+        "a table, such as a CSV, not features: name a table of text with --labels",
         "",
     ),
 }
 
 
-def container(path: str, beginning: bytes) -> str | None:
-    """A sentence on a file that is not a pickle, by its first bytes; None if it may be one."""
-    for magic, (what, command) in BEGINNINGS.items():
-        if re.match(magic, beginning, re.DOTALL):
-            return f"{path} is {what}{advice(path, command)}"
-    return None
-
-
-def advice(path: str, command: str) -> str:
-    """The second sentence: which command to run."""
-    trust = "If you trust it, run" if "pickle" in command else "Run"
-    return command and f". {trust}: {command.replace('FILE', shlex.quote(path))}"
+def reject(path: str | Path, beginning: bytes) -> None:
+    """Raise UserError if this is how another file begins; it says which line converts the file."""
+    for pattern, (what, line) in OTHER_FILES.items():
+        if re.match(pattern, beginning, re.DOTALL):
+            line = line.replace("FILE", shlex.quote(str(path)))
+            run = "If you trust it, run" if "pickle" in line else "Run"
+            raise UserError(f"{path} is {what}" + (f". {run}: {line}" if line else ""))

@@ -1,7 +1,7 @@
 """What comes from the hub: MMSA's data files, their SHA-256 checked, and pre-trained encoders."""
 
+import glob
 import hashlib
-import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -10,11 +10,6 @@ from plumbing import UserError, explained, printable
 from plumbing.formats import SPELLED
 
 HUB = "Bluexxx/SemMSA-data"  # a data set of the hub; MOSEI's file is there in 13 parts
-SOURCES = {  # of the same files, or of files that `formats` reads as well
-    "MMSA": "https://drive.google.com/drive/folders/1A2S4pqCHryGmiqnNSPLv7rEg63WvjCSk",
-    "MISA": "https://drive.google.com/drive/folders/1IBwWNH0XjPnZWaAlP1U2tIJH6Rb3noMI",
-    "MulT": "https://www.dropbox.com/sh/hyzpgx1hp9nj37s/AAB7FhBqJOFDw2hEyvv2ZXHxa",
-}
 SHA256 = {  # as MMSA's README gives them
     "mosi_unaligned_50.pkl": "78e0f8b5ef8ff71558e7307848fc1fa929ecb078203f565ab22b9daab2e02524",
     "mosei_unaligned_50.pkl": "ad8b23d50557045e7d47959ce6c5b955d8d983f2979c7d9b7b9226f6dd6fec1f",
@@ -48,41 +43,33 @@ def data_file(dataset: str, folder: str | Path) -> Path:
         others = f", the first of {len(files)} in {folder}/" if len(files) > 1 else ""
         print(f"data: {printable(str(files[0]))}{others}", flush=True)
         return files[0]
-    target = folder / f"{dataset}_unaligned_50.pkl"
-    hub = f"{ENDPOINT}/datasets/{HUB}"
-    print(
-        f"data: {folder}/ holds no file of {dataset}; fetching {target.name} from {hub}", flush=True
-    )
-    try:
-        with explained(f"{target} is missing and could not be fetched from {hub}"):
-            folder.mkdir(exist_ok=True)
-            with WeakFileLock(folder / ".lock"):
-                if not target.exists():
-                    pieces = download(HUB, [f"*{target.name}*"], "dataset", folder / ".hub")
-                    join_parts(pieces, target)
-    except UserError:
-        print(f"Put one of these files into {folder}/{dataset}/, or name it with --data FILE:")
-        print("".join(f"  {name:5} {url}\n" for name, url in SOURCES.items()), end="", flush=True)
-        raise
+    target, hub = folder / f"{dataset}_unaligned_50.pkl", f"{ENDPOINT}/datasets/{HUB}"
+    print(f"data: no file of {dataset} in {folder}/; fetching {target.name} from {hub}", flush=True)
+    what = f"{target} is missing and could not be fetched from {hub}"
+    with explained(f"{what}; name a file with --data FILE (README's section Data lists sources)"):
+        folder.mkdir(exist_ok=True)
+        with WeakFileLock(folder / ".lock"):
+            if not target.exists():
+                pieces = download(HUB, [f"*{target.name}*"], "dataset", folder / ".hub")
+                join_parts(pieces, target)
     return target
 
 
 def files_of(dataset: str, folder: Path) -> list[Path]:
     """Pickles, and folders of train.pkl and so on, whose path in `folder` contains the name.
 
-    Enters linked folders and skips hidden files.
+    Enters linked folders, but not those that lead back up; skips hidden files; looks at most four
+    folders deep.
     """
-    results, visited = set(), {(os.path.realpath(folder), True)}
-    for root, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        named = dataset in os.path.relpath(root, folder).lower()
-        if (os.path.realpath(root), named) in visited:  # a link to a folder above it
-            folders.clear()
-            continue
-        visited.add((os.path.realpath(root), named))
-        for path in (Path(root, name) for name in names if not name.startswith(".")):
+    results = set()
+    for depth in range(5):
+        for name in glob.glob("*/" * depth + "*", root_dir=folder):
+            path = folder / name
             is_pickle = path.suffix.lower() in (".pkl", ".pickle") and path.is_file()
-            if is_pickle and (named or dataset in path.name.lower()):
+            if is_pickle and dataset in name.lower():
+                folders = [(folder / parent).resolve() for parent in Path(name).parents]
+                if len(set(folders)) < len(folders):  # a link led back to a folder above it
+                    continue
                 results.add(path.parent if path.stem in SPELLED else path)
     return sorted(results)
 
@@ -92,20 +79,18 @@ def join_parts(folder: Path, target: Path) -> None:
     parts = [path for path in folder.rglob(f"{target.name}*") if ".cache" not in path.parts]
     if not parts:
         raise FileNotFoundError(f"the hub has no file {target.name}")
-    partial, sha256 = target.with_name(f"{target.name}.partial"), hashlib.sha256()
+    partial, expected = target.with_name(f"{target.name}.partial"), SHA256[target.name]
     with open(partial, "wb") as whole:
         for part in sorted(parts, key=lambda path: (len(path.name), path.name)):  # 2 before 10
             with open(part, "rb") as piece:
-                while block := piece.read(1 << 24):
-                    sha256.update(block)
-                    whole.write(block)
+                shutil.copyfileobj(piece, whole)
             part.unlink()
     shutil.rmtree(folder, ignore_errors=True)
-    expected = SHA256[target.name]
-    if sha256.hexdigest() != expected:
+    with open(partial, "rb") as whole:
+        sha256 = hashlib.file_digest(whole, "sha256").hexdigest()
+    if sha256 != expected:
         wrong = partial.replace(target.with_name(f"{target.name}.wrong"))
-        what = f"{wrong}, set aside, has SHA-256 {sha256.hexdigest()}"
-        raise UserError(f"{what}, but MMSA published {expected}")
+        raise UserError(f"{wrong}, set aside, has SHA-256 {sha256}, but MMSA published {expected}")
     print(f"SHA-256 {expected}: the one that MMSA published")
     partial.replace(target)
 
@@ -121,14 +106,10 @@ def encoder(name_or_folder: str) -> str:
 
     if Path(name_or_folder).is_dir():
         return str(name_or_folder)
-    what = f"{name_or_folder} is not a folder and could not be fetched from {ENDPOINT}"
-    wanted, cached = ["*.json", "*.txt", "*.model", "model*.safetensors"], Path("no such folder")
-    with explained(what), suppress(LocalEntryNotFoundError):
-        local = {"local_files_only": True, "allow_patterns": wanted}
-        cached = Path(snapshot_download(name_or_folder, **local))
-    if any(cached.glob("*.safetensors")):
-        return str(cached)
-    if any(cached.glob("*.bin")):
-        what += f" (its copy in {cached} has its weights only as a pickle, which is not read)"
-    with explained(what):
+    wanted = ["*.json", "*.txt", "*.model", "model*.safetensors"]
+    with explained(f"{name_or_folder} is not a folder and could not be fetched from {ENDPOINT}"):
+        with suppress(LocalEntryNotFoundError):
+            cached = snapshot_download(name_or_folder, allow_patterns=wanted, local_files_only=True)
+            if any(Path(cached).glob("*.safetensors")):
+                return cached
         return str(download(name_or_folder, wanted))

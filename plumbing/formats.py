@@ -23,6 +23,7 @@ import hashlib
 import itertools
 import math
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,12 @@ from plumbing import UserError, captions, explained, pickles, printable
 
 SPELLED = {"train": "train", "valid": "valid", "dev": "valid", "val": "valid", "test": "test"}
 FRAMES = {"a": "audio", "v": "vision"}  # modalities that are frames: the key of each in the files
-LABELS = ("regression_labels", "labels")  # MMSA's, MulT's; a file with both is MMSA's
-CORPORA = {  # segments and videos in the published versions, at least and at most
-    "mosi": ((2_195, 2_199), (93, 93)),
-    "mosei": ((22_400, 23_500), (3_000, 4_000)),
+LENGTHS = ("audio_lengths", "vision_lengths")
+KEYS = ("raw_text", "text_bert", "id", "regression_labels", *FRAMES.values(), *LENGTHS)
+CORPORA = {  # numbers of segments and of videos in the published versions
+    "mosi": (range(2_195, 2_200), range(93, 94)),
+    "mosei": (range(22_400, 23_501), range(3_000, 4_001)),
 }
-TEXTS = ("raw_text", "text_bert")
-TEXT = (str, bytes, memoryview)  # of a pickle; memoryview: long bytes
 Parts = dict[str, dict[str, Any]]
 
 
@@ -60,22 +60,23 @@ def read(path: str | Path, labels: str | Path | None = None) -> Parts:
     Raises UserError: one sentence with file, split, key and what is wrong.
     """
     parts = {}
-    for name, part in splits_of(path).items():
+    for name, content in splits_of(path).items():
         where = f"{path}, split {name!r}"
         with explained(f"{where} does not have the form of any known family"):
-            parts[name] = checked(from_misa(part) if isinstance(part, list) else part, where)
-    reduce_labels(parts, path)
+            parts[name] = checked(content, where)
     silent = {name: part for name, part in parts.items() if "raw_text" not in part}
     if silent and (table := labels or captions.beside(path)):
         captions.add(silent, path, table)
+    elif silent:
+        for name, part in silent.items():
+            use_token_ids(part, f"{path}, split {name!r}")
     elif labels:
         print(f"note: the file has its own text, so {printable(str(labels))} is not read")
-    else:
-        for name, part in silent.items():
-            part["token_ids"] = captions.token_ids_of(part, f"{path}, split {name!r}")
-            part["raw_text"] = [""] * len(part["id"])
     for key in FRAMES.values():
-        add_absent(parts, key, path)
+        widths = {x.shape[1] for part in parts.values() for x in part[key]}
+        if len(widths) > 1:
+            what = f"the number of columns of {key!r} differs (it is 1 in a split without {key!r})"
+            raise UserError(f"{path}: {what}: {sorted(widths)[:9]}")
     return parts
 
 
@@ -84,20 +85,17 @@ def splits_of(path: str | Path) -> dict[str, Any]:
     if os.path.isdir(path):
         files = {name: f"{path}/{name}.pkl" for name in SPELLED}
         content = {name: pickles.read(f) for name, f in files.items() if os.path.exists(f)}
-        if not content:
-            raise UserError(f"{path} is a folder without train.pkl, dev.pkl and test.pkl")
     else:
         content = pickles.read(path)
     keys = set(content) if isinstance(content, dict) else set()
     names = [name for name in SPELLED if name in keys]
-    if isinstance(content, list) or (not names and keys & {*FRAMES.values(), *TEXTS}):
+    if isinstance(content, list) or (not names and keys & set(KEYS)):
         return {"test": content}
     if not names:
-        what = printable(str(sorted(keys) or type(content).__name__))
-        raise UserError(f"{path} has no splits train, valid and test: {what}")
+        raise UserError(f"{path} has no splits train, valid and test, but the keys {sorted(keys)}")
     valid = [name for name in names if SPELLED[name] == "valid"]
     if len(valid) > 1:
-        raise UserError(f"{path} has {' and '.join(valid)}: which of them is the valid split?")
+        raise UserError(f"{path} has {' and '.join(valid)}: keep the one that is the valid split")
     return {SPELLED[name]: content[name] for name in names}
 
 
@@ -115,152 +113,137 @@ def from_misa(samples: list) -> dict[str, Any]:
     }
 
 
-def checked(part: dict[str, Any], where: str) -> dict[str, Any]:
-    """A split of MMSA's or MulT's family in the layout of `read`; labels are (N, 1) or (N, 7).
-
-    Text, audio and vision may still be absent.
-    """
-    label = next((key for key in LABELS if key in part), None)
-    lengths = {key: f"{key}_lengths" for key in FRAMES.values()}
-    known = (*LABELS, *lengths, *lengths.values(), "id", *TEXTS)
-    if isinstance(part.get("raw_text"), TEXT):  # one clip is a split of one segment
-        part = part | {key: [part[key]] for key in known if key in part}
-    sizes = {}
-    for key in known:
-        if isinstance(part.get(key), np.ndarray | list | tuple):
-            sizes[key] = len(part[key])
-        elif key in part:  # a string has a length, too
-            raise UserError(f"{where}, key {key!r}: a {type(part[key]).__name__}, not N values")
+def checked(content: dict[str, Any] | list, where: str) -> dict[str, Any]:
+    """A split of any family in the layout of `read`; the text may still be absent."""
+    part = from_misa(content) if isinstance(content, list) else content
+    if "labels" in part:
+        part = {"regression_labels": part["labels"], **part}  # a file with both is MMSA's
+    known = [key for key in KEYS if key in part]
+    if isinstance(part.get("raw_text"), str | bytes | memoryview):  # one clip
+        part = {key: [part[key]] for key in known}
+    sizes = {key: len(part[key]) for key in known}
     n = max(sizes.values(), default=0)
-    if set(sizes.values()) != {n} or n == 0:
+    if n == 0 or set(sizes.values()) != {n}:
         raise UserError(f"{where}: every key needs the same N, at least 1, but they have {sizes}")
+    unknown = [None] * n
+    part = {"regression_labels": unknown, **dict.fromkeys(LENGTHS, unknown), **part}
     result = {"video": None, "token_ids": None, "notes": []}
     if "id" in part:
-        result["id"] = [id_of(value) for value in part["id"]]
+        result["id"] = each(part, "id", id_of, where)
         result["video"] = [captions.video_and_clip(id)[0] for id in result["id"]]
     else:
         result["id"] = [f"segment {i}" for i in range(n)]
         result["notes"].append("no ids, so Eq. 13 knows no videos: each segment is alone")
     if "raw_text" in part:
-        result["raw_text"] = texts_of(part["raw_text"], f"{where}, key 'raw_text'")
+        result["raw_text"] = each(part, "raw_text", text_of, where)
         if empty := sum(not text.strip() for text in result["raw_text"]):
             result["notes"].append(f"{empty:,} of {n:,} texts are empty")
-    y = numbers(part.get(label, [None] * n), f"{where}, key {label!r}", (1, 7))
-    if len(wrong := np.flatnonzero(np.abs(y[:, 0]) > 3.001)):
-        what = f"segment {wrong[0]} has {y[wrong[0], 0]}, outside [-3, 3]"
-        raise UserError(f"{where}, key {label!r}: {what}")
-    result["regression_labels"] = y
-    for key, length in lengths.items():
-        x = numbers(part.get(length, [None] * n), f"{where}, key {length!r}", (1,))[:, 0]
-        result[length] = np.where((x >= 0) & (x < 1e9), x, np.nan)
-        if key in part:
-            result[key] = frames_of(part[key], f"{where}, key {key!r}")
+    y = np.stack(each(part, "regression_labels", label_of, where))  # (N, 1) or (N, 7)
+    if y.shape[1] == 7 and not (y[:, 0] < 0).any():
+        what = "seven numbers, the first never negative: classes or emotions, no sentiment"
+        raise UserError(f"{where}, key 'regression_labels': {what}")
+    result["regression_labels"] = y[:, 0].astype(np.float32)
+    for key in FRAMES.values():
+        result[f"{key}_lengths"] = np.array(each(part, f"{key}_lengths", number_of, where))
+        x = part.get(key)
+        if x is None:
+            result["notes"].append(f"no key {key!r}, so that modality is empty")
+            result[key], result[f"{key}_lengths"] = np.zeros((n, 1, 1), np.float32), np.zeros(n)
+        elif isinstance(x, np.ndarray) and x.ndim == 3 and x.dtype.kind in "biuf" and x.shape[2]:
+            result[key] = x
+        else:
+            result[key] = each(part, key, frames_of, where)
     return part | result
 
 
-def numbers(values: Any, where: str, sizes: tuple[int, ...]) -> np.ndarray:
-    """(N, k) float64 of N numbers, or of N arrays of k numbers, k in `sizes`; None becomes NaN."""
-    rows = []
-    for i, value in enumerate(values):
-        row = np.asarray(math.nan if value is None else value)
-        if row.dtype.kind not in "biuf" or row.size not in sizes:
-            what = f"segment {i} has the shape {row.shape} and the type {row.dtype}"
-            raise UserError(f"{where}: {what}, not {' or '.join(map(str, sizes))} numbers")
-        sizes = (row.size,)  # of every segment
-        rows.append(row.ravel())
-    return np.array(rows, np.float64)
+def use_token_ids(part: dict[str, Any], where: str) -> None:
+    """Take the token ids of text_bert for a split without text. Raises UserError."""
+    if "text_bert" not in part:
+        columns = ", ".join(captions.COLUMNS)
+        raise UserError(f"{where} has no text: name a CSV of {columns} with --labels")
+    part["token_ids"] = each(part, "text_bert", token_ids_of, where)
+    part["raw_text"] = [""] * len(part["id"])
+    part["notes"].append("no text, so the token ids of text_bert are used")
 
 
-def reduce_labels(parts: Parts, path: str | Path) -> None:
-    """Labels (N, 1) or (N, 7) -> (N,): the sentiment, which comes before MOSEI's six emotions.
-
-    Seven numbers can also be classes or other emotions: among sentiments some are negative or no
-    integers, emotions are in [0, 3], and a row of probabilities sums to 1.
-    """
-    wide = [part["regression_labels"] for part in parts.values()]
-    wide = np.concatenate([y for y in wide if y.shape[1] == 7] or [np.zeros((0, 7))])
-    first, others = wide[:, 0], wide[:, 1:]
-    sentiment = ((first < 0) | (first % 1 != 0)).any() and (np.abs(wide.sum(1) - 1) > 1e-3).any()
-    if len(wide) and not (sentiment and ((others >= 0) & (others <= 3)).all()):
-        what = f"{sorted(set(first.tolist()))[:5]}, then {others.min()} to {others.max()}"
-        raise UserError(
-            f"{path}: labels of seven numbers must be a sentiment and six emotions in [0, 3], "
-            f"but these look like classes or emotions: first {what}"
-        )
-    for part in parts.values():
-        part["regression_labels"] = part["regression_labels"][:, 0].astype(np.float32)
-
-
-def frames_of(x: Any, where: str) -> np.ndarray | list[np.ndarray]:
-    """An array (N, T, d), as it is, or a list of N arrays (T, d). A vector (d,) is one frame."""
-    if isinstance(x, np.ndarray) and x.dtype.kind in "biuf" and x.ndim in (2, 3) and x.shape[-1]:
-        return x if x.ndim == 3 else x[:, None]
-    segments = []
-    for i, value in enumerate(x):
-        frames = np.asarray(None if isinstance(value, memoryview) else value)
-        frames = frames[None] if frames.ndim == 1 else frames
-        if frames.dtype.kind not in "biuf" or frames.ndim != 2 or frames.shape[1] == 0:
-            what = f"segment {i} has the shape {frames.shape} and the type {frames.dtype}"
-            raise UserError(f"{where}: {what}, not numbers (T, d)")
-        segments.append(frames)
-    return segments
-
-
-def add_absent(parts: Parts, key: str, path: str | Path) -> None:
-    """Check that all segments have the same columns; without any, the modality is empty."""
-    widths = {x.shape[1] for part in parts.values() for x in part.get(key, ())}
-    if len(widths) > 1:
-        what = f"the number of columns of {key!r} differs between segments"
-        raise UserError(f"{path}: {what}: {printable(str(sorted(widths)[:9]))}")
-    for name, part in parts.items():
-        if key not in part:
-            keys = printable(", ".join(sorted(part.keys() - {"notes", "video", "token_ids"})))
-            if widths:
-                raise UserError(f"{path}, split {name!r} has no key {key!r}, only {keys}")
-            part["notes"].append(f"no key {key!r}, so that modality is empty (keys: {keys})")
-            part[key] = np.zeros((len(part["id"]), 1, 1), np.float32)
-            part[f"{key}_lengths"] = np.zeros(len(part["id"]))
-
-
-def texts_of(values: Any, where: str) -> list[str]:
-    """N sentences, of N sentences or of N lists of words."""
-    texts = []
-    for i, value in enumerate(values):
-        with explained(f"{where}: segment {i} is not text"):
-            words = value if isinstance(value, list | tuple | np.ndarray) else [value]
-            texts.append(" ".join([text_of(word) for word in words]))
-    return texts
+def each(part: dict[str, Any], key: str, convert: Callable[[Any], Any], where: str) -> list:
+    """The N values of a key, each converted. Raises UserError, which names the segment."""
+    results = []
+    for i, value in enumerate(part[key]):
+        with explained(f"{where}, key {key!r}, segment {i}"):
+            results.append(convert(value))
+    return results
 
 
 def text_of(value: Any) -> str:
+    """A sentence, or its words."""
+    if isinstance(value, list | tuple | np.ndarray):
+        return " ".join([text_of(word) for word in value])
     if isinstance(value, bytes | memoryview):
         return bytes(value).decode("utf-8")
     if not isinstance(value, str):
-        raise TypeError(f"it holds a value of type {type(value).__name__}")
+        raise TypeError(f"not text, but a value of type {type(value).__name__}")
     return str(value)  # numpy's strings, too
+
+
+def token_ids_of(value: Any) -> list[int]:
+    """The token ids in (3, L): ids, attention mask, token types."""
+    x = np.asarray(value, float)
+    if x.ndim != 2 or len(x) != 3 or (x != x.round().clip(0, 1 << 31)).any():
+        raise ValueError(f"not ids, mask and types in whole numbers, but the shape {x.shape}")
+    return x[0][x[1] > 0].astype(int).tolist()
 
 
 def id_of(value: Any) -> str:
     """An id of text, bytes, a number, or a row of one of them or of (video, start, end)."""
-    row = value.ravel().tolist() if isinstance(value, np.ndarray) else value
-    row = row if isinstance(row, list | tuple) else [row]
+    row = np.ravel(value).tolist() if isinstance(value, np.ndarray | list | tuple) else [value]
     if len(row) == 3:
         return f"{text_of(row[0])}[{float(row[1]):.3f}:{float(row[2]):.3f}]"
     if len(row) != 1:
-        raise TypeError("an id is neither text nor a row of video, start and end")
+        raise TypeError("neither text nor a row of video, start and end")
     return str(row[0]) if isinstance(row[0], int | float | np.number) else text_of(row[0])
+
+
+def number_of(value: Any) -> float:
+    """A number, also as an array of one; NaN for None."""
+    return math.nan if value is None else np.asarray(value, float).item()
+
+
+def label_of(value: Any) -> np.ndarray:
+    """(1,): a sentiment; or (7,): a sentiment, then MOSEI's six emotions."""
+    y = np.array(math.nan if value is None else value, float).ravel()
+    if y.size not in (1, 7):
+        raise ValueError(f"{y.size} numbers, not a sentiment, nor a sentiment and six emotions")
+    if abs(y[0]) > 3.001 or (y[1:] < 0).any() or (y[1:] > 3).any():
+        raise ValueError(f"{y.tolist()}: a sentiment is in [-3, 3], emotions are in [0, 3]")
+    return y
+
+
+def frames_of(value: Any) -> np.ndarray:
+    """(T, d); a vector (d,) is one frame."""
+    x = np.asarray(value)
+    x = x[None] if x.ndim == 1 else x
+    if x.dtype.kind not in "biuf" or x.ndim != 2 or x.shape[1] == 0:
+        raise ValueError(f"not numbers (T, d), but the shape {x.shape} and the type {x.dtype}")
+    return x
 
 
 def without_padding(x: np.ndarray, n: float) -> np.ndarray:
     """x: (T, d) of a file; n: its length, or NaN -> a view of the true frames, (t, d), t >= 0.
 
-    The padding is on the side with more frames of zeros. A length beyond T is ignored. Frames of
+    The padding is on the side with more frames of zeros. An impossible length is ignored. Frames of
     zeros within the length stay: MISA standardizes each segment, which makes a single frame zero.
     """
     live = np.flatnonzero((np.isfinite(x) & (x != 0)).any(1))
     left, right = (live[0], len(x) - 1 - live[-1]) if len(live) else (0, len(x))
-    padding = len(x) - int(n) if n <= len(x) else max(left, right)
+    padding = len(x) - int(n) if 0 <= n <= len(x) else max(left, right)
     return x[padding:] if right < min(left, padding) else x[: len(x) - padding]
+
+
+def true_lengths(part: dict[str, Any], key: str) -> Iterator[int]:
+    """The number of frames of each segment, without padding."""
+    for x, n in zip(part[key], part[f"{key}_lengths"], strict=True):
+        yield len(without_padding(x, n))
 
 
 # ── What is in a file? ────────────────────────────────────────────────────────────────────────────
@@ -279,10 +262,10 @@ def print_notes(parts: Parts) -> None:
 
 def corpus_name(parts: Parts, path: str | Path) -> str:
     """ "mosi" or "mosei" if the file has as many segments and videos; else the file's own name."""
-    segments = sum(len(part["id"]) for part in parts.values())
+    n = sum(len(part["id"]) for part in parts.values())
     videos = {video for part in parts.values() for video in part["video"] or []}
-    for name, (n, v) in CORPORA.items():
-        if n[0] <= segments <= n[1] and (not videos or v[0] <= len(videos) <= v[1]):
+    for name, (segments_published, videos_published) in CORPORA.items():
+        if n in segments_published and len(videos) in videos_published:
             return name
     stem = printable(Path(path).resolve().stem, 40)
     return "another corpus" if stem.lower() in (*CORPORA, "synthetic") else stem
@@ -290,18 +273,14 @@ def corpus_name(parts: Parts, path: str | Path) -> str:
 
 def describe(parts: Parts, path: str | Path) -> str:
     """One sentence: which corpus, how many segments and columns."""
-    sizes = [len(part["id"]) for part in parts.values()]
     name = corpus_name(parts, path)
     name = name.upper() if name in CORPORA else "data that are neither MOSI nor MOSEI as a whole"
-    what = f"{printable(str(path))}: {name}, {' / '.join(f'{n:,}' for n in sizes)} segments"
-    what += f" ({' / '.join(parts)})"
+    sizes = " / ".join(f"{len(part['id']):,}" for part in parts.values())
+    what = f"{printable(str(path))}: {name}, {sizes} segments ({' / '.join(parts)})"
     part = next(iter(parts.values()))
     for key in FRAMES.values():
-        padded = zip(part[key], part[f"{key}_lengths"], strict=True)
-        if any(len(without_padding(x, n)) for x, n in padded):
-            what += f", {part[key][0].shape[1]} columns of {key}"
-        else:
-            what += f", no {key}"
+        is_empty = not any(true_lengths(part, key))
+        what += f", no {key}" if is_empty else f", {part[key][0].shape[1]} columns of {key}"
     return what
 
 
@@ -309,8 +288,7 @@ def fingerprint(parts: Parts) -> str:
     """SHA-256 over ids, text, labels, lengths and shapes, and over each split's first frames."""
     digest = hashlib.sha256()
     for name, part in parts.items():
-        text = part["raw_text"] if part["token_ids"] is None else part["token_ids"]
-        digest.update(repr((name, part["id"], text)).encode())
+        digest.update(repr((name, part["id"], part["token_ids"] or part["raw_text"])).encode())
         digest.update(part["regression_labels"].tobytes())
         for key in FRAMES.values():
             digest.update(repr([x.shape for x in part[key]]).encode())
@@ -331,6 +309,5 @@ def survey(parts: Parts, path: str | Path) -> None:
         labels = labels[np.isfinite(labels)]
         print(f"    {len(labels):,} labels, {min(labels, default=0)} to {max(labels, default=0)}")
         for key in FRAMES.values():
-            padded = zip(part[key], part[f"{key}_lengths"], strict=True)
-            steps = [len(without_padding(x, n)) for x, n in padded]
-            print(f"    {key}: {min(steps)} to {max(steps)} frames, {steps.count(0):,} empty")
+            frames = list(true_lengths(part, key))
+            print(f"    {key}: {min(frames)} to {max(frames)} frames, {frames.count(0):,} empty")

@@ -2,8 +2,8 @@
 
 A pickle is a program for a small machine with a stack. `Machine` is the one that Python's `pickle`
 module has, without the opcodes that import, call or make objects. A call that a pickle asks for is
-recorded as a `Call`; `Unfolding` turns it into an array, a number, bytes or a dict, or rejects it.
-So the stack holds only None, numbers, text, bytes, lists, tuples, `TextDict`s and `Call`s.
+recorded as a `Call`; `Unfolding` turns it into an array, a number or bytes, or rejects it. So the
+stack holds only None, numbers, text, bytes, lists, tuples, `Items` and `Call`s.
 
 A value can be stored once and used many times: a list that holds another list twice, forty levels
 deep, has 2^40 items in 300 bytes. So each use of a value is paid for, from a budget as large as the
@@ -21,12 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from plumbing import UserError, explained, printable, regular
-from plumbing.containers import OBJECTS, advice, container
+from plumbing import containers, explained, printable, regular
 
-COPY_LIMIT = 1 << 30  # bytes that one opcode may copy: a damaged length must not fill the memory
 MAP_FROM = 256  # bytes; longer byte strings are views into the file, shorter ones are copied
 KINDS = r"[biufUSO][1-9][0-9]{0,6}"  # numpy's types of data: no fields, no dates
+FACTORIES = ("bool", "dict", "float", "int", "list", "long", "set", "str", "tuple", "unicode")
 NAMES = {  # all that a pickle may name; numpy._core is numpy.core, __builtin__ is builtins
     "numpy.ndarray": "ndarray",
     "numpy.dtype": "dtype",
@@ -37,8 +36,7 @@ NAMES = {  # all that a pickle may name; numpy._core is numpy.core, __builtin__ 
     "builtins.bytes": "bytes",
     "collections.OrderedDict": "dict",
     "collections.defaultdict": "dict",
-    "collections.Counter": "dict",
-    **{f"builtins.{name}": "type" for name in ("dict", "float", "int", "list", "set", "str")},
+    **{f"builtins.{name}": "type" for name in FACTORIES},
 }
 ALLOWED = (  # opcodes that only build values, as Python's own machine runs them
     "FLOAT BINFLOAT STRING SHORT_BINSTRING BINSTRING INT BININT BININT1 BININT2 LONG LONG1 LONG4 "
@@ -56,9 +54,8 @@ def read(path: str | Path) -> Any:
     """
     with explained(f"{path} cannot be read"), open(regular(path), "rb") as file:
         source = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    if sentence := container(str(path), source[:500]):
-        raise UserError(sentence)
-    with explained(f"{path} is damaged or no pickle of data"):
+    containers.reject(path, source[:500])
+    with explained(f"{path} is cut short, damaged or no pickle of data"):
         return Unfolding(1000 + len(source)).value(Machine(path, source).load())
 
 
@@ -69,80 +66,50 @@ class Call:
     function: str
     args: Any = None
     state: Any = None
-    result: Any = None  # what `Unfolding` makes of it, once
-    price: int = 0
 
 
-class TextDict(dict):
-    """A dict whose keys are text, each once; bytes are decoded."""
-
-    __slots__ = ()
+class Items(list):
+    """The (key, value) pairs of a dict; nothing is hashed, since keys can be chosen to collide."""
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        if isinstance(key, Call) and key.function == "encode" and key.args:
-            key = key.args[0]  # how protocols 0-2 spell bytes
-        key = key.decode("utf-8") if isinstance(key, bytes) else key
-        if not isinstance(key, str):
-            raise TypeError("it has a key that is not text")
-        if key in self:
-            raise ValueError(f"it has the key {key} twice")
-        super().__setitem__(key, value)
+        self.append((key, value))
 
 
 class Machine(pickle._Unpickler):
     """Python's own machine over a memory map, with the opcodes that build plain values.
 
-    It checks every length before it uses it. `dispatch` has one function per opcode.
+    `dispatch` has one function per opcode. A map reads no further than its end, whatever length an
+    opcode asks for; then the next opcode is missing.
     """
 
     def __init__(self, path: str | Path, source: mmap.mmap):
-        super().__init__(self, encoding="latin1")  # it reads by `read` and `readline`
+        super().__init__(source, encoding="latin1")
         self.path, self.map, self.view = path, source, memoryview(source)
-        self.position = 0
-
-    def read(self, n: int) -> bytes:
-        """The next n bytes, copied."""
-        if n > COPY_LIMIT:
-            raise ValueError(f"it asks for {n:,} bytes at once at byte {self.position:,}")
-        return bytes(self.slice(n))
-
-    def slice(self, n: int) -> memoryview:
-        """The next n bytes, not copied."""
-        end = self.position + n
-        if end > len(self.view):
-            raise ValueError(f"it is cut short, byte {end:,} is missing")
-        start, self.position = self.position, end
-        return self.view[start:end]
-
-    def readline(self) -> bytes:
-        end = self.map.find(b"\n", self.position, self.position + COPY_LIMIT)
-        if end < 0:
-            raise ValueError(f"no line ends after byte {self.position:,}")
-        return self.read(end + 1 - self.position)
 
     def find_class(self, module: str, name: str) -> Call:
         """The function that a pickle names, if data may name it; nothing is imported."""
         name = printable(f"{module}.{name}")
         known = name.replace("numpy._core", "numpy.core").replace("__builtin__", "builtins")
-        if known in NAMES:
-            return Call(NAMES[known])
-        library = name.partition(".")[0]
-        if library in OBJECTS:
-            what = f"{self.path} holds objects of {library}, not plain data"
-            raise UserError(what + advice(str(self.path), OBJECTS[library]))
-        raise ValueError(f"it asks for {name}, which data do not need: nothing was run")
+        if known not in NAMES:
+            containers.reject(self.path, name.encode())
+            advice = "save it again as dicts, lists and arrays"
+            raise ValueError(f"it asks for {name}, but nothing was run: {advice}")
+        return Call(NAMES[known])
 
     def load_other(self) -> None:
-        code = self.map[self.position - 1 : self.position].decode("latin1")
+        code = chr(self.map[self.map.tell() - 1])
         raise ValueError(f"its opcode {code!r} is not for data: nothing was run")
 
     def load_reduce(self) -> None:
-        """Record a call; a new OrderedDict() or defaultdict(type) is a dict."""
+        """Record a call; OrderedDict() and defaultdict(type) are dicts."""
         args, function = self.stack.pop(), self.stack.pop()
         if not isinstance(function, Call) or function.args is not None:
             raise TypeError("it calls a value that is not a function: nothing was run")
-        is_new = function.function == "dict" and (args == () or isinstance(args[0], Call | None))
-        self.append(TextDict() if is_new else Call(function.function, args))
+        match function.function, args:
+            case "dict", () | (Call(args=None),):
+                self.append(Items())
+            case _:
+                self.append(Call(function.function, args))
 
     def load_build(self) -> None:
         """Record the state of a call."""
@@ -161,14 +128,17 @@ class Machine(pickle._Unpickler):
     def load_dict(self) -> None:
         """A dict of the values since the last mark: key, value, key, value, ..."""
         items = self.pop_mark()
-        self.append(TextDict())
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            self.stack[-1][key] = value
+        self.append(Items(zip(items[::2], items[1::2], strict=True)))
 
     def load_bytes(self, size: int) -> None:
         """Bytes whose length stands in `size` bytes; not copied if they are many."""
         n = int.from_bytes(self.read(size), "little")
-        self.append(self.read(n) if n < MAP_FROM else self.slice(n))
+        if n < MAP_FROM:
+            self.append(self.read(n))
+        else:
+            start = self.map.tell()
+            self.map.seek(start + n)  # raises beyond the end
+            self.append(self.view[start : start + n])
 
     dispatch = dict.fromkeys(range(256), load_other)
     dispatch |= {
@@ -181,7 +151,7 @@ class Machine(pickle._Unpickler):
         pickle.BUILD[0]: load_build,
         pickle.DICT[0]: load_dict,
         pickle.PUT[0]: load_put,
-        pickle.EMPTY_DICT[0]: lambda self: self.append(TextDict()),
+        pickle.EMPTY_DICT[0]: lambda self: self.append(Items()),
         pickle.BINBYTES[0]: lambda self: self.load_bytes(4),
         pickle.BINBYTES8[0]: lambda self: self.load_bytes(8),
         pickle.BYTEARRAY8[0]: lambda self: self.load_bytes(8),
@@ -206,38 +176,41 @@ class Unfolding:
 
     def value(self, node: Any) -> Any:
         """The plain value of a node."""
+        self.pay(1)
         if isinstance(node, str):
             node.encode("utf-8")  # raises for half a surrogate pair
         if isinstance(node, str | bytes | memoryview):
-            self.pay(1 + len(node) // 8)
-            return node
-        if isinstance(node, int) and abs(node) >= 1 << 64:
-            raise ValueError("it holds an integer of more than 64 bits")
-        self.pay(1)
+            self.pay(len(node) // 8)
+        if isinstance(node, Items):
+            return {self.key(key): self.value(item) for key, item in node}
         if isinstance(node, list):
             return [self.value(item) for item in node]
         if isinstance(node, tuple):
             return tuple([self.value(item) for item in node])
-        if isinstance(node, dict):
-            return {self.value(key): self.value(item) for key, item in node.items()}
         if isinstance(node, Call):
             return self.result(node)
         return node
 
-    def result(self, call: Call) -> Any:
-        """The value of a call. An array is made once, and paid for as often as it is used."""
-        if call.result is None:
-            before = self.left
-            call.result = self.evaluate(call)
-            call.price = before - self.left
-        else:
-            self.pay(call.price)
-        return call.result
+    def key(self, node: Any) -> str:
+        """The key of a dict, as text; Python 2 and some files have bytes."""
+        key = self.value(node)
+        key = key.decode("utf-8") if isinstance(key, bytes) else key
+        if not isinstance(key, str):
+            raise TypeError("it has a key that is not text")
+        return key
 
-    def evaluate(self, call: Call) -> Any:
+    def result(self, call: Call) -> Any:
+        """The value of a call, made anew and paid for each time that it is used."""
         if call.function == "array":
             _, shape, dtype, fortran, raw = self.value(call.state)
             return self.array(raw, dtype, shape, "F" if fortran else "C")
+        if call.function == "dtype":
+            # Both are checked before numpy parses them: "O,i1" would be a struct with pointers.
+            match call.args, call.state:
+                case (str() as kind, *_), (_, "<" | ">" | "=" | "|" as order, *_):
+                    if re.fullmatch(KINDS, kind):
+                        return np.dtype(order + kind)
+            raise ValueError("it has an array of neither numbers nor text")
         match call.function, self.value(call.args):
             case "array of bytes", (raw, dtype, shape, ("C" | "F") as order):
                 return self.array(raw, dtype, shape, order)
@@ -247,25 +220,15 @@ class Unfolding:
                 return text.encode("latin1")
             case "bytes", ():
                 return b""
-            case "dtype", (str() as kind, *_):
-                # Both are checked before numpy parses them: "O,i1" would be a struct with pointers.
-                match self.value(call.state):
-                    case (_, "<" | ">" | "=" | "|" as order, *_) if re.fullmatch(KINDS, kind):
-                        return np.dtype(order + kind)
-                raise ValueError("it has an array of neither numbers nor text")
-            case "dict", (dict() as items,):  # a Counter
-                return items
             case "dict", (list() as pairs,):  # an OrderedDict of Python 2
-                ordered = TextDict()
-                for key, item in pairs:
-                    ordered[key] = item
-                return ordered
+                return {self.key(key): item for key, item in pairs}
         raise ValueError(f"it calls {call.function} with arguments that make neither data nor text")
 
     def array(self, raw: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
         """An array over `raw`, not copied; an array of objects takes its items from a list only."""
-        sizes = shape if isinstance(shape, tuple) and len(shape) <= 4 else (None,)
-        if not isinstance(dtype, np.dtype) or not all(type(n) is int and n >= 0 for n in sizes):
+        # The product of a shape of thousands of integers would take minutes.
+        is_array = isinstance(dtype, np.dtype) and isinstance(shape, tuple) and len(shape) <= 4
+        if not is_array or not all(type(n) is int and n >= 0 for n in shape):
             raise ValueError("it has an array without a type, or without a shape of integers")
         self.pay(math.prod(max(n, 1) for n in shape) * dtype.itemsize // 8)  # zeros cost, too
         n = math.prod(shape)

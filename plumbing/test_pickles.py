@@ -8,6 +8,7 @@ import mmap
 import os
 import pickle
 import pickletools
+import re
 import runpy
 import shlex
 import signal
@@ -28,11 +29,6 @@ from hypothesis import strategies as st
 
 from plumbing import UserError, captions, formats, pickles
 
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None
-
 
 def write(path: Path, content: Any, protocol: int = 4) -> Path:
     """A file of bytes as they are, or of any other value pickled."""
@@ -40,15 +36,14 @@ def write(path: Path, content: Any, protocol: int = 4) -> Path:
     return path
 
 
-needs_limits = pytest.mark.skipif(
-    resource is None or not Path("/proc/self/statm").exists(),
-    reason="limits memory by `resource` and reads its size from /proc, which only Linux has",
-)
+needs_limits = pytest.mark.skipif(sys.platform != "linux", reason="needs `resource` and /proc")
 
 
 @contextmanager
 def limits(megabytes: int = 500, seconds: int = 60) -> Iterator[None]:
     """The process may grow by so much and hang for so long."""
+    import resource  # not on Windows
+
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (size + (megabytes << 20), before[1]))
@@ -66,8 +61,10 @@ def limits(megabytes: int = 500, seconds: int = 60) -> Iterator[None]:
 
 @pytest.mark.parametrize("protocol", (3, 5))
 def test_arrays_are_views_into_the_file(tmp_path: Path, protocol: int):
-    content = {"x": np.ones((300, 7)), "y": np.asfortranarray(np.ones((9, 99)))}
-    for x in pickles.read(write(tmp_path / "f.pkl", content, protocol)).values():
+    content = {"raw_text": ["a"] * 300, "audio": np.ones((300, 7, 2))}
+    content["vision"] = np.asfortranarray(np.ones((300, 9, 3)))
+    part = formats.read(write(tmp_path / "f", content, protocol))["test"]
+    for x in (part["audio"], part["vision"]):
         assert not x.flags.writeable
         while isinstance(x, np.ndarray | memoryview):
             x = x.base if isinstance(x, np.ndarray) else x.obj
@@ -82,18 +79,19 @@ def test_arrays_are_views_into_the_file(tmp_path: Path, protocol: int):
 def test_it_agrees_with_pickle(tmp_path_factory, seed: int, protocol: int, dtype: str):
     rng = np.random.default_rng(seed)
     x = rng.integers(0, 99, rng.integers(0, 4, rng.integers(0, 4))).astype(dtype)
-    plain = [1, -2, 1 << 60, 2.5, None, True, "é\n漢", ("t", b"b" * 300), {"k": {}}, []]
-    dicts = [collections.OrderedDict(z=1, a=[x]), collections.defaultdict(list, b=2)]
-    dicts += [collections.defaultdict(None, c={}), collections.Counter("aab")]
-    content = {"x": x, "s": np.float32(1.5), b"k": plain, "F": x.T, "again": plain, "dicts": dicts}
+    plain = [1, -2, 1 << 60, 2.5, None, True, "é\n漢", ("t", b"b" * 300, b""), {"k": {}}, []]
+    content = {"x": x, "s": np.float32(1.5), b"k": plain, "F": x.T, "again": plain}
+    content["ordered"] = collections.OrderedDict(z=1, a=[x])
+    defaults = [collections.defaultdict(kind, b=[2]) for kind in (None, list, int, str)]
+    content["defaults"] = defaults
     result = pickles.read(write(tmp_path_factory.mktemp("p") / "f", content, protocol))
+    assert list(result) == ["x", "s", "k", "F", "again", "ordered", "defaults"]
     assert result["x"].dtype == x.dtype and result["F"].shape == x.T.shape
     np.testing.assert_array_equal(result["x"], x)
     np.testing.assert_array_equal(result["F"], x.T)
     assert result["s"] == 1.5 and type(result["s"]) is np.float32
-    assert result["k"] == plain == result["again"] and "".join(result) == "xskFagaindicts"
-    assert [type(d) for d in result["dicts"]] == [dict] * 4
-    assert [[*d] for d in result["dicts"]] == [["z", "a"], ["b"], ["c"], ["a", "b"]]
+    assert result["k"] == plain == result["again"] and list(result["ordered"]) == ["z", "a"]
+    assert result["defaults"] == defaults and {type(x) for x in result["defaults"]} == {dict}
 
 
 ARRAY = b"cnumpy._core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntVb\ntR"
@@ -108,78 +106,75 @@ def array(shape: bytes, kind: bytes, raw: bytes, order: bytes = b"<") -> bytes:
     return ARRAY + b"(I1\n" + shape + dtype(kind, order) + b"I00\n" + raw + b"tb"
 
 
-def test_numpy_1_and_python_2(tmp_path: Path):
-    path = tmp_path / "f"
-    for raw in (rb"S'\x00\x00\x80?'" + b"\n", b"U\x04\0\0\x80?", b"V\0\0\\u0080?\n"):
-        old = array(b"(I1\nt", b"f4", raw).replace(b"numpy._core", b"numpy.core") + b"."
-        assert pickles.read(write(path, old)) == [1.0]
-    ordered = b"ccollections\nOrderedDict\n((l(lS'b'\naI1\naa(lS'a'\naI2\naatR."
-    assert list(pickles.read(write(path, ordered)).items()) == [("b", 1), ("a", 2)]
+@pytest.mark.parametrize(
+    "raw", (rb"S'\x00\x00\x80?'" + b"\n", b"U\x04\0\0\x80?", b"V\0\0\\u0080?\n")
+)
+def test_numpy_1_and_python_2(tmp_path: Path, raw: bytes):
+    old = array(b"(I1\nt", b"f4", raw).replace(b"numpy._core", b"numpy.core") + b"."
+    assert pickles.read(write(tmp_path / "f", old)) == [1.0]
+    ordered = b"ccollections\nOrderedDict\n((l(lS'b'\naI1\naa(lS'a'\naI2\naatR"
+    lists = b"ccollections\ndefaultdict\n(c__builtin__\nlist\ntRS'c'\nI3\ns"
+    result = pickles.read(write(tmp_path / "f", b"(" + ordered + lists + b"l."))
+    assert [list(x.items()) for x in result] == [[("b", 1), ("a", 2)], [("c", 3)]]
 
 
-COMMANDS = {
-    b"": "empty file",
+OTHER_FILES = {
     b"\n<!DOCTYPE html><html>": "web page",
-    b"version https://git-lfs.github.com/spec/v1\noid": "LFS pointer.*Run: git lfs pull",
-    b"PK\x03\x04...": "zip.*: unzip",
-    b"\x1f\x8b...": "gzip.*: gzip -dc '.*f f' >",
-    b"BZh91AY": "bzip2.*: bzip2 -dc",
-    b"\xfd7zXZ\0": "xz.*: xz -dc",
-    b"x\x9c...": "zlib.*If you trust it, run: python.*joblib.load",
-    b"7z\xbc\xaf\x27\x1c": "7z.*: 7z x",
-    b"Rar!\x1a\x07": "rar.*: unrar x",
-    b"a" * 257 + b"ustar": "tar.*: tar -xf",
+    b"version https://git-lfs.github.com/spec/v1\noid": "LFS pointer.* Run: git lfs pull",
+    b"PK\x03\x04...": "zip archive. Run: unzip 'f f'",
+    b"\x1f\x8b...": "gzip. Run: gzip -dc 'f f' > 'f f'.pkl",
+    b"BZh91AY": "bzip2. Run: bzip2 -dc",
+    b"\xfd7zXZ\0": "xz. Run: xz -dc",
+    b"x\x9c...": "joblib does. If you trust it, run: python .*joblib.load",
+    b"7z\xbc\xaf\x27\x1c": "7z archive. Run: 7z x",
+    b"Rar!\x1a\x07": "rar archive. Run: unrar x",
+    b"a" * 257 + b"ustar": "tar archive. Run: tar -xf",
     b"\x89HDF\r\n...": "HDF5",
-    b"video_id,clip_id,text,label\nv,1,so,2\n": "table of text.*--labels",
-    "电影;1\n2;3\n".encode("gb18030"): "table of text.*--labels",
-    b"cpandas.core.frame\nDataFrame\n.": "objects of pandas.*to_dict",
-    b"cjoblib.numpy_pickle\nNumpyArrayWrapper\n.": "objects of joblib.*joblib.load",
-    b"hello": "damaged or no pickle",
+    b"video_id,clip_id,text,label\nv,1,so,2\n": "table.* --labels",
+    "电影;1\n2;3\n".encode("gb18030"): "table.* --labels",
+    b"(cjoblib.numpy_pickle\nNumpyArrayWrapper\n.": "pickle of joblib.*joblib.load",
+    b"(cpandas.core.frame\nDataFrame\n.": "pickle of pandas objects.*import .*pandas; ",
 }
 
 
-@pytest.mark.parametrize("content", COMMANDS)
-def test_other_files_are_named(tmp_path: Path, content: bytes):
-    """With the command that converts them, where there is one."""
-    with pytest.raises(UserError, match=COMMANDS[content]) as caught:
-        pickles.read(write(tmp_path / "f f", content))
-    assert str(tmp_path / "f f") in str(caught.value) and str(caught.value).isprintable()
+@pytest.mark.parametrize("content", OTHER_FILES)
+def test_other_files_are_named(tmp_path: Path, monkeypatch, content: bytes):
+    """With the line that converts or unpacks them, if there is one."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"f f is .*{OTHER_FILES[content]}"):
+        pickles.read(write(Path("f f"), content))
 
 
 @pytest.mark.parametrize("kind", ("torch", "old torch", "tensors", "npz", "npy", "json"))
-def test_commands_convert(tmp_path: Path, monkeypatch, kind: str):
+def test_the_line_converts(tmp_path: Path, monkeypatch, kind: str):
     """A dict of a dict in each container becomes the same dict of arrays or lists."""
     path, x = tmp_path / "f f", np.arange(6.0).reshape(2, 3)
-    tensors = {"train": {"audio": torch.tensor(x)}}
+    part = {"train": {"audio": torch.tensor(x), "vision": [(torch.tensor(1.0), "so")]}}
     with open(path, "wb") as file:
         if kind in ("torch", "old torch"):
-            torch.save(tensors, file, _use_new_zipfile_serialization=kind == "torch")
+            torch.save(part, file, _use_new_zipfile_serialization=kind == "torch")
         elif kind == "tensors":
-            pickle.dump(tensors, file)
+            pickle.dump(part, file)
+        elif kind == "json":
+            file.write(json.dumps({"train": {"audio": x.tolist()}}).encode())
         elif kind == "npz":
             np.savez(file, train={"audio": x})
-        elif kind == "npy":
-            np.save(file, {"train": {"audio": x}})
         else:
-            file.write(json.dumps({"train": {"audio": x.tolist()}}).encode())
+            np.save(file, {"train": {"audio": x}})
     with pytest.raises(UserError) as caught:
         pickles.read(path)
-    command = shlex.split(str(caught.value).partition("run: ")[2])
-    monkeypatch.setattr(sys, "argv", ["-c", *command[3:]])
-    (tmp_path / "code.py").write_text(command[2])
-    with warnings.catch_warnings(action="ignore"):  # the command leaves its files to Python's exit
+    line = shlex.split(str(caught.value).partition("un: ")[2])
+    monkeypatch.setattr(sys, "argv", ["-c", *line[3:]])
+    (tmp_path / "code.py").write_text(line[2])
+    with warnings.catch_warnings(action="ignore"):  # the line leaves its files to Python's exit
         runpy.run_path(str(tmp_path / "code.py"))
         gc.collect()
-    np.testing.assert_array_equal(pickles.read(f"{path}.pkl")["train"]["audio"], x)
+    train = pickles.read(f"{path}.pkl")["train"]
+    np.testing.assert_array_equal(train["audio"], x)
+    assert train.get("vision", [[1, "so"]]) == [[1, "so"]]
 
 
 # ── Nothing is run ────────────────────────────────────────────────────────────────────────────────
-
-RAN = []
-
-
-def trap(*_):
-    RAN.append(1)
 
 
 class Reduce:
@@ -190,94 +185,63 @@ class Reduce:
         return self.reduced
 
 
-def payloads(touch: Path) -> dict[str, bytes]:
-    """Name -> pickle. Each would create the file `touch` or call `trap` if it were run."""
-    evil = Reduce(os.system, (f"touch {touch}",))
-    calls = {
-        "nested": Reduce(map, (Reduce(eval, (f"lambda x: open({str(touch)!r}, 'w')",)), [1])),
-        "in an object array": np.array([evil, None], object),
-        "in a tuple in a dict": {"train": {"audio": ("x", [evil])}},
-        "as a key": {evil: 1},
-        "numpy.memmap": Reduce(np.memmap, (str(touch), "u1", "w+", 0, (1,))),
-        "trap": Reduce(trap, ()),
-        "trap as state setter": Reduce(list, (), [1], None, None, trap),
-        "bytes": Reduce(bytearray, (10**9,)),
-        "path": Path("/"),
-    }
-    raw = {
-        "dotted": b"cnumpy\nndarray.tofile\n(V%b\ntR." % str(touch).encode(),
-        "build on a list": b"](Vappend\nI1\ndb.",
-        "reduce of a string": b"Vos.system\n(Vtrue\ntR.",
-        "dtype with fields": dtype(b"V8", b"|").replace(b"NNN", b"N(Va\nt}") + b".",
-        "objects over raw bytes": array(b"(I1\nt", b"O8", b"VAAAAAAAA\n", b"|") + b".",
-        "objects of a tuple": array(b"(I1\nt", b"O8", b"(I1\nt", b"|") + b".",
-        "more bytes than values": array(b"(I1\nt", b"u1", b"VAAAAAAAA\n") + b".",
-        "negative shape": array(b"(I-1\nI-8\nt", b"u1", b"VAAAAAAAA\n") + b".",
-        "class as dtype": ARRAY + b"(I1\n(I1\ntcnumpy\nndarray\nI00\nVA\ntb.",
-        "bytes of a number": b"cbuiltins\nbytes\n(I9999999999\ntR.",
-        "itself": b"(lp0\ng0\na.",
-    }
-    return raw | {f"{k}, {p}": pickle.dumps(x, p) for k, x in calls.items() for p in (0, 2, 4)}
+FORBIDDEN = "PERSID BINPERSID INST OBJ NEWOBJ NEWOBJ_EX EXT1 EXT2 EXT4 NEXT_BUFFER READONLY_BUFFER "
+FORBIDDEN += "EMPTY_SET ADDITEMS FROZENSET DUP POP POP_MARK"
+
+
+def hostile(touch: Path) -> Iterator[tuple[bytes, str]]:
+    """(content, why it is rejected): if it were run, it would create `touch` or misuse memory."""
+    yield b"", "empty file"
+    yield b"hello", "damaged or no pickle"
+    evil = Reduce(Path.touch, (touch,))
+    calls = [evil, np.array([evil, None], object), {"train": {"audio": ("x", [evil])}}, {evil: 1}]
+    calls += [Reduce(np.memmap, (str(touch), "u1", "w+", 0, (1,))), Reduce(bytearray, (10**9,))]
+    calls += [Reduce(list, (), [1], None, None, Path.touch)]  # a setter of the state
+    for call, protocol in itertools.product(calls, (0, 2, 4)):
+        yield pickle.dumps(call, protocol), "it asks for .*nothing was run"
+    yield b"cnumpy\nndarray.tofile\n(V%b\ntR." % bytes(touch), "asks for numpy.ndarray.tofile"
+    yield b"](Vappend\nI1\ndb.", "a state to a value without one"
+    yield b"Vos.system\n(Vtrue\ntR.", "calls a value that is not a function"
+    yield b"cnumpy\ndtype\n(Vf4\ntR)R.", "calls a value that is not a function"
+    yield b"ccollections\nOrderedDict\n(I1\ntR.", "calls dict with arguments"
+    yield b"cbuiltins\nbytes\n(I9999999999\ntR.", "calls bytes with arguments"
+    yield b"(lp0\ng0\na.", "recursion"
+    for opcode in pickletools.opcodes:
+        if opcode.name in FORBIDDEN.split():
+            reason = f"its opcode {re.escape(repr(opcode.code))} is not for data"
+            yield b"cnumpy\nndarray\n)}" + opcode.code.encode("latin1") + b"N\n1\n.", reason
+    # Arrays: numpy reads the type "O,i1" as a struct with a pointer, over bytes of the file.
+    one, eight = b"(I1\nt", b"C\x08AAAAAAAA"
+    yield array(one, b"O8", eight, b"|") + b".", "objects without as many values"
+    yield array(one, b"O8", one, b"|") + b".", "objects without as many values"
+    yield array(one, b"O8", b"(I1\nI2\nl", b"|") + b".", "objects without as many values"
+    yield array(one, b"u1", eight) + b".", "not the bytes for them"
+    yield array(b"(I-1\nI-8\nt", b"u1", eight) + b".", "without a shape of integers"
+    yield ARRAY + b"(I1\n(I1\ntcnumpy\nndarray\nI00\nVA\ntb.", "calls ndarray"
+    types = [(b"i1", order) for order in (b"O,", b"<O,", b"(2)", b"2", b"i4,", b"<<", b",")]
+    types += [(kind, b"<") for kind in (b"V8", b"c8", b"M8", b"i\\u0664", b"i1,i1", b"f", b"U0")]
+    for (kind, order), size in itertools.product(types, (8, 9, 16, 18)):
+        raw = b"C" + bytes([size]) + b"A" * size
+        yield array(b"(I2\nt", kind, raw, order) + b".", "neither numbers nor text"
+    # Text: code points that do not exist crash fast tokenizers.
+    for code, order in itertools.product((0x110000, 0x7FFFFFFF, 0xD800, 0xDFFF), "<>"):
+        raw = b"C\x08" + struct.pack(f"{order}II", 65, code)
+        yield array(b"(I1\nt", b"U2", raw, order.encode()) + b".", "not Unicode"
+    for text in (b"V\\ud800\n", b"X\x03\0\0\0\xed\xa0\x80", b"\x8c\x03\xed\xbf\xbf"):
+        for place in (b"(%bl.", b"(%bNd.", b"%b."):
+            yield b"\x80\x04" + place % text, "surrogates"
+    yield pickle.dumps({"train": {1: 2}}), "key that is not text"
 
 
 def test_nothing_in_a_hostile_file_is_run(tmp_path: Path):
-    touch = tmp_path / "touched"
-    for name, content in payloads(touch).items():
-        with pytest.raises(UserError) as caught:
-            pickles.read(write(tmp_path / "f", content))
-        assert "\n" not in str(caught.value) and str(tmp_path / "f") in str(caught.value), name
-        assert not touch.exists() and not RAN, name
-    with pytest.raises(UserError, match=rf"asks for {os.name}.system, .*nothing was run"):
-        pickles.read(write(tmp_path / "f", Reduce(os.system, ("true",))))
+    touch, path = tmp_path / "touched", tmp_path / "f"
+    for content, reason in hostile(touch):
+        with pytest.raises(UserError, match=f"^{path} .*{reason}"):
+            pickles.read(write(path, content))
+        assert not touch.exists(), content
     # The control: pickle itself does run one of them.
     pickle.loads(pickle.dumps(Reduce(Path.touch, (touch,))))  # noqa: S301
     assert touch.exists()
-
-
-FORBIDDEN = {"PERSID", "BINPERSID", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"}
-FORBIDDEN |= {"NEXT_BUFFER", "READONLY_BUFFER", "EMPTY_SET", "ADDITEMS", "FROZENSET"}
-FORBIDDEN |= {"DUP", "POP", "POP_MARK"}
-
-
-def test_the_machine_has_no_opcode_that_makes_objects(tmp_path: Path):
-    opcodes = {opcode.name: opcode.code.encode("latin1") for opcode in pickletools.opcodes}
-    run = {code: f for code, f in pickles.Machine.dispatch.items() if f.__name__ != "load_other"}
-    known = {pickletools.code2op[chr(code)].name for code in run}
-    assert known == set(opcodes) - FORBIDDEN
-    for name in FORBIDDEN:
-        content = b"cnumpy\nndarray\n)}" + opcodes[name] + b"1\n1\n."
-        with pytest.raises(UserError, match=r"its opcode .* is not for data: nothing was run"):
-            pickles.read(write(tmp_path / "f", content))
-
-
-def test_types_that_numpy_would_misread(tmp_path: Path):
-    """numpy reads "O,i1" as a struct with a pointer, over bytes of the file's choosing."""
-    contents = []
-    for order in (b"O,", b"<O,", b"(2)", b"2", b"i4,", b"<<", b","):
-        for kind, size in itertools.product((b"i1", b"O8", b"U1"), (8, 9, 16, 18)):
-            raw = b"C" + bytes([size]) + b"A" * size
-            contents.append(array(b"(I2\nt", kind, raw, order) + b".")
-    for kind in (b"V8", b"c8", b"M8", b"i\\u0664", b"i1,i1", b"f", b"U0", b""):
-        contents.append(array(b"(I1\nt", kind, b"C\x08AAAAAAAA") + b".")
-    for content in contents:
-        with pytest.raises(UserError, match="neither numbers nor text"):
-            pickles.read(write(tmp_path / "f", content))
-
-
-def test_text_is_unicode_and_keys_are_text(tmp_path: Path):
-    """numpy makes strings of code points that do not exist; they crash fast tokenizers."""
-    contents = []
-    for code, order in itertools.product((0x110000, 0x7FFFFFFF, 0xD800, 0xDFFF), "<>"):
-        for codes in ((65, code), (code, 0)):
-            raw = b"C\x08" + struct.pack(f"{order}II", *codes)
-            contents.append(array(b"(I1\nt", b"U2", raw, order.encode()) + b".")
-    for text in (b"V\\ud800\n", b"X\x03\0\0\0\xed\xa0\x80", b"\x8c\x03\xed\xbf\xbf"):
-        contents += [b"\x80\x04" + place % text for place in (b"(%bl.", b"(%bNd.", b"%b.")]
-    for content in [*contents, {"train": 1, b"train": 2}, {"train": {1: 2}}]:
-        with pytest.raises(
-            UserError, match=r"not Unicode|surrogates|key train twice|key that is not"
-        ):
-            pickles.read(write(tmp_path / "f", content))
 
 
 # ── Bombs ─────────────────────────────────────────────────────────────────────────────────────────
@@ -300,73 +264,55 @@ def file_of(junk: bytes = b"N", **changes: bytes) -> bytes:
 
 def bombs() -> dict[str, bytes]:
     """Name -> pickle of about a megabyte that would take minutes or gigabytes."""
-    words, numbers = doubled(), doubled(b"I1\n", b"t")
-    result = {key: file_of(words, **{key: b"g40\n"}) for key in ("raw_text", "id", "annotations")}
-    result |= {key: file_of(numbers, **{key: b"g40\n"}) for key in ("audio", "audio_lengths")}
-    for shape in (b"(I1000000000\nI0\nI5\nt", b"(I2\nI0\nI100000000\nt", b"g40\n"):
-        result[f"shape {shape}"] = file_of(numbers, audio=array(shape, b"f4", b"C\x00"))
-    megabyte = b"\x8e" + struct.pack("<Q", 1_000_000) + bytes(1_000_000)
-    large = array(b"(I500\nI500\nt", b"f4", megabyte) + b"p5\n"
+    words, numbers, long = doubled(), doubled(b"I1\n", b"t"), b"\x8a\x08" + b"\x7f" * 8
+    shape, megabyte = b"(I2\nI0\nI100000000\nt", struct.pack("<Q", 1_000_000) + bytes(1_000_000)
+    large = array(b"(I500\nI500\nt", b"f4", b"\x8e" + megabyte) + b"p5\n"
+    thousand = dict.fromkeys(("raw_text", "id"), b"(" + b"Va\n" * 1000 + b"l")
+    thousand |= dict.fromkeys(("audio", "vision"), b"(" + b"g5\n" * 1000 + b"l")
+    thousand["regression_labels"] = b"(" + b"I1\n" * 1000 + b"l"
     objects = (array(b"(I2\nt", b"O8", b"(g%d\ng%d\nl" % (k, k), b"|") for k in range(40))
-    objects = [b"(Va\np0\n", *(x + b"p%d\n" % k for k, x in enumerate(objects, 1)), b"l."]
-    each = {"raw_text": b"Va\n", "id": b"Va\n", "audio": b"g5\n", "vision": b"g5\n"}
-    each["regression_labels"] = b"I1\n"
-    thousand = {key: b"(" + x * 1000 + b"l" for key, x in each.items()}
+    objects = (x + b"p%d\n" % k for k, x in enumerate(objects, 1))
     prime = 2**61 - 1  # Python's hashes of integers are counted modulo this
+    pairs = b"(" + b"".join(b"(V%d\nNt" % k for k in range(20_000)) + b"lp5\n("
+    dicts = b"ccollections\nOrderedDict\n(g5\ntR" * 20_000
     text, encoded = b"V" + b"x" * 300_000 + b"\np5\n", b"c_codecs\nencode\n(g5\nVlatin1\ntR"
-    make_dict = b"ccollections\nOrderedDict\n(g5\ntR"
-    pairs = b"(" + b"".join(b"(V%d\nNt" % k for k in range(5_000)) + b"lp5\n"
-    return result | {
-        "MISA's words": words + b"(Vtrain\n(((g40\nNNtI1\nVv\ntld.",
-        "objects": b"".join(objects),
-        "a billion empty texts": file_of(raw_text=array(b"(I999999999\nt", b"U0", b"C\x00")),
+    return {
+        "words": file_of(words, raw_text=b"g40\n"),
+        "an unknown key": file_of(words, annotations=b"g40\n"),
+        "numbers": file_of(numbers, audio=b"g40\n"),
+        "a shape": file_of(audio=array(shape, b"f4", b"C\x00")),
+        "a shape of many": file_of(audio=array(b"(%bt" % (long * 90_000), b"f4", b"C\x00")),
+        "objects": b"(Va\np0\n" + b"".join(objects) + b"l.",
         "a long integer": b"\x8b" + struct.pack("<i", 900_000) + b"\x7f" * 900_000 + b".",
         "colliding keys": b"(" + b"".join(b"I%d\nN" % (k * prime) for k in range(40_000)) + b"d.",
         "colliding memo": b"N" + b"".join(b"p%d\n" % (k * prime) for k in range(1, 40_000)) + b".",
         "one array, 1,000 segments": file_of(large, **thousand),
         "one text 100,000 times": file_of(text, raw_text=b"(" + b"g5\n" * 100_000 + b"l"),
         "one text encoded 10,000 times": b"(" + text + encoded * 10_000 + b"l.",
-        "one list made a dict 5,000 times": pairs + (b"(" + make_dict * 5_000 + b"l."),
+        "one list made a dict 20,000 times": pairs + dicts + b"l.",
         "lists, very deep": b"]" * 50_000 + b"a" * 49_999 + b".",
-        "tuples, very deep": b")" + b"\x85" * 50_000 + b".",
-        "calls, very deep": b"cnumpy\nndarray\np0\n" + b"g0\n" * 50_000 + b"R" * 50_000 + b".",
-        "a high stack": b"]" * 500_000,
         "100 GB of bytes": b"\x80\x04\x8e" + struct.pack("<Q", 10**11) + b"x.",
-        "4 GB of text": b"\x80\x04X\xff\xff\xff\xff.",
-        "text that moves the cursor": b"(V\\u001b[2J\\u202e\nNd.",
     }
 
 
 @needs_limits
-def test_a_bomb_is_rejected_in_5_seconds_and_500_megabytes(tmp_path: Path):
+@pytest.mark.parametrize("name", bombs())
+def test_a_bomb_is_rejected_in_5_seconds_and_500_megabytes(tmp_path: Path, name: str):
     path = tmp_path / "f"
-    with limits():
-        formats.read(write(path, file_of()))  # the control
-        for name, content in bombs().items():
-            start = time.process_time()
-            with pytest.raises(UserError) as caught:
-                formats.read(write(path, content))
-            assert time.process_time() - start < 5, name
-            sentence = str(caught.value)
-            assert sentence.startswith(str(path)) and sentence.isprintable(), name
-            assert len(sentence) < 400, name
-
-
-@needs_limits
-def test_a_damaged_length_in_a_large_file_copies_nothing(tmp_path: Path):
-    with open(tmp_path / "f", "wb") as file:
-        file.write(b"\x80\x04X\xf0\xf0\xf0\xf0")
-        file.truncate(5 << 30)
-    with limits(megabytes=5500), pytest.raises(UserError, match="at once"):
-        pickles.read(tmp_path / "f")
+    formats.read(write(path, file_of()))  # the control
+    write(path, bombs()[name])
+    with limits(), pytest.raises(UserError, match=f"^{path}"):
+        start = time.process_time()
+        formats.read(path)
+    assert time.process_time() - start < 5
 
 
 @needs_limits
 @pytest.mark.parametrize("kind", ("pipe", "/dev/zero", "folder", "nothing"))
 @pytest.mark.parametrize("function", (pickles.read, captions.read_table))
 def test_only_regular_files_are_opened(tmp_path: Path, kind: str, function: Callable):
-    path = Path(kind) if kind == "/dev/zero" else tmp_path / kind
+    path = tmp_path / kind  # "/dev/zero" replaces the folder
     make = {"folder": Path.mkdir, "pipe": os.mkfifo}.get(kind, str)
     make(path)
-    with limits(), pytest.raises(UserError, match=str(path)):
+    with limits(seconds=5), pytest.raises(UserError, match=f"^{path} .*not a regular file"):
         function(path)
