@@ -107,9 +107,12 @@ def encoder(name_or_folder: str) -> str:
     if Path(name_or_folder).is_dir():
         return str(name_or_folder)
     wanted = ["*.json", "*.txt", "*.model", "model*.safetensors"]
-    with explained(f"{name_or_folder} is not a folder and could not be fetched from {ENDPOINT}"):
-        with suppress(LocalEntryNotFoundError):
-            cached = snapshot_download(name_or_folder, allow_patterns=wanted, local_files_only=True)
-            if any(Path(cached).glob("*.safetensors")):
-                return cached
+    what = f"{name_or_folder} is not a folder and could not be fetched from {ENDPOINT}"
+    with explained(what), suppress(LocalEntryNotFoundError):
+        cached = snapshot_download(name_or_folder, allow_patterns=wanted, local_files_only=True)
+        if any(Path(cached).glob("*.safetensors")):
+            return cached
+        if any(Path(cached).glob("*.bin")):
+            what += f" ({cached} holds its weights only as a pickle, which is not read)"
+    with explained(what):
         return str(download(name_or_folder, wanted))

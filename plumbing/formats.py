@@ -64,6 +64,7 @@ def read(path: str | Path, labels: str | Path | None = None) -> Parts:
         where = f"{path}, split {name!r}"
         with explained(f"{where} does not have the form of any known family"):
             parts[name] = checked(content, where)
+    reduce_labels(parts, path)
     silent = {name: part for name, part in parts.items() if "raw_text" not in part}
     if silent and (table := labels or captions.beside(path)):
         captions.add(silent, path, table)
@@ -138,11 +139,8 @@ def checked(content: dict[str, Any] | list, where: str) -> dict[str, Any]:
         result["raw_text"] = each(part, "raw_text", text_of, where)
         if empty := sum(not text.strip() for text in result["raw_text"]):
             result["notes"].append(f"{empty:,} of {n:,} texts are empty")
-    y = np.stack(each(part, "regression_labels", label_of, where))  # (N, 1) or (N, 7)
-    if y.shape[1] == 7 and not (y[:, 0] < 0).any():
-        what = "seven numbers, the first never negative: classes or emotions, no sentiment"
-        raise UserError(f"{where}, key 'regression_labels': {what}")
-    result["regression_labels"] = y[:, 0].astype(np.float32)
+    labels = each(part, "regression_labels", label_of, where)
+    result["regression_labels"] = np.stack(labels)  # (N, 1) or (N, 7)
     for key in FRAMES.values():
         result[f"{key}_lengths"] = np.array(each(part, f"{key}_lengths", number_of, where))
         x = part.get(key)
@@ -154,6 +152,24 @@ def checked(content: dict[str, Any] | list, where: str) -> dict[str, Any]:
         else:
             result[key] = each(part, key, frames_of, where)
     return part | result
+
+
+def reduce_labels(parts: Parts, path: str | Path) -> None:
+    """Labels (N, 1) or (N, 7) -> (N,): the sentiment, which comes before MOSEI's six emotions.
+
+    Seven numbers can also be classes or probabilities. Among sentiments some are negative or not
+    whole, and not every row sums to 1.
+    """
+    rows = [row for part in parts.values() for row in part["regression_labels"] if len(row) == 7]
+    if rows:
+        first = np.array(rows)[:, 0]
+        if not ((first < 0) | (first % 1 != 0)).any() or np.allclose(np.sum(rows, 1), 1):
+            raise UserError(
+                f"{path}: labels of seven numbers must be a sentiment and six emotions, but these "
+                f"look like classes or emotions, such as {rows[0].tolist()}"
+            )
+    for part in parts.values():
+        part["regression_labels"] = part["regression_labels"][:, 0].astype(np.float32)
 
 
 def use_token_ids(part: dict[str, Any], where: str) -> None:

@@ -180,16 +180,17 @@ def test_token_ids_without_text(tmp_path: Path, capsys):
         data.load("mosi", write(tmp_path / "f", content))
 
 
-def test_labels_of_seven_numbers():
+def test_labels_of_seven_numbers(tmp_path):
     """Sentiment and six emotions; not classes, probabilities, nor seven emotions."""
     emotions = np.array([[0, 1 / 3, 2, 0, 0, 3]] * 6)
     labels = np.column_stack([Y, emotions])
-    part = formats.checked(mmsa_split() | {"regression_labels": labels}, "here")
+    file = write(tmp_path / "f.pkl", mmsa_split() | {"regression_labels": labels})
+    part = formats.read(file)["test"]
     np.testing.assert_array_equal(part["regression_labels"], Y.astype(np.float32))
-    others = [np.eye(7)[:6], np.full((6, 7), 1 / 7), np.column_stack([abs(Y), emotions])]
+    others = [np.eye(7)[:6], np.full((6, 7), 1 / 7), np.column_stack([abs(Y).round(), emotions])]
     for labels in (*others, np.column_stack([Y, emotions - 1]), np.column_stack([Y, emotions + 1])):
-        with pytest.raises(UserError, match=r"no sentiment|emotions are in"):
-            formats.checked(mmsa_split() | {"regression_labels": labels}, "here")
+        with pytest.raises(UserError, match=r"look like classes|emotions are in"):
+            formats.read(write(tmp_path / "f.pkl", mmsa_split() | {"regression_labels": labels}))
 
 
 CLIP = {"raw_text": "so GOOD", "audio": np.ones((7, 3)), "vision": np.ones(2)}
