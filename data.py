@@ -49,9 +49,9 @@ class Split:
 
 @dataclass
 class Corpus:
-    """Splits, as corpus["train"], and what to know about them."""
+    """Splits, as corpus["train"], and their metadata."""
 
-    name: str  # "mosi", "mosei", "synthetic", or the file's own name if it is neither as a whole
+    name: str  # "mosi", "mosei", "synthetic", or the name of a file that is not the whole of one
     description: str  # one sentence
     splits: dict[str, Split]
     dims: dict[str, int]  # {"a": d_a, "v": d_v}, the number of features of a frame
@@ -164,7 +164,7 @@ class Batch(NamedTuple):
     ids: list[str]
 
     def to(self, device: torch.device) -> "Batch":
-        """Values, y and video move; lengths stay on the CPU. Only copies to CUDA do not block."""
+        """Values, y and video move; lengths stay on the CPU. Copies block except to CUDA."""
         # Copies to MPS may read memory that was freed in the meantime (pytorch #189690).
         move = {"device": device, "non_blocking": device.type == "cuda"}
         inputs = {m: (values.to(**move), lengths) for m, (values, lengths) in self.inputs.items()}
@@ -219,7 +219,7 @@ def batches(video: list[int], size: int, whole_videos: bool, seed: Any = None) -
     """Divide N segments into batches of at most `size` by first fit -> their indices.
 
     video: N int, equal within a video, negative if unknown
-    whole_videos: divide no video, since Eq. 13 attends within it; a longer one is a batch alone
+    whole_videos: keep each video in one batch, for Eq. 13; a longer one is a batch alone
     seed: shuffles the videos, or the segments, before the fit; None does not
     """
     groups = defaultdict(list)
@@ -270,7 +270,7 @@ def synthetic(seed: int = 0, own: float = 0.0, noise: dict[str, float] = NOISE) 
 
     All modalities share s, drawn around the mood of the video; o_m and e_m are N(0, 1). The label
     is y = 3/2 s + own/2 · (o_a + o_v + o_l). So `own` is the size of the part of the label that one
-    modality alone shows: 0 in the world that the paper describes.
+    modality alone shows; at 0 all modalities show the same.
     """
     rng = np.random.default_rng(seed)
     direction = {"a": rng.normal(size=12) / 2, "v": rng.normal(size=8) / 2}

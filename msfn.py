@@ -13,7 +13,7 @@ Glossary (code, paper, meaning):
 
     m, k            m, k            a modality: "a" audio, "v" visual, "l" language; any names work
     inputs[m]       X_m             (values, lengths): padded frames or tokens, and true lengths
-    B               N, M            segments in the batch (for the N of Eq. 13 see attention_mask)
+    B, B_m          N, M            segments in the batch; those of them that have modality m
     T, d_m          –, d_m          longest sequence; features of a frame. The paper's X_m has no T
     d               d               width that all modalities share after the embedding
     x[m]            x_m             embedded segments, (B, d)
@@ -22,9 +22,9 @@ Glossary (code, paper, meaning):
     logits[m][k]    –               z with D_m(G_k(x_k)) = σ(z), (B,)
     y, prediction   y, ŷ            sentiment in [-3, 3], (B,)
 
-README.md trains on your own tensors. To copy a component, take its text and that of the functions
-it calls. `Paper:` / `Here:` / `Why:` say where the code differs from the paper. We had no Figures 1
-and 2: layers, widths, activations, and the places of LayerNorm and dropout are our choice.
+README.md trains on your own tensors. To copy a component, copy its code and the functions it calls.
+`Paper:` / `Here:` / `Why:` say where the code differs from the paper. We had no Figures 1 and 2:
+layers, widths, activations, and the places of LayerNorm and dropout are our choice.
 """
 
 from dataclasses import dataclass, fields
@@ -90,7 +90,7 @@ class BERTs(nn.Module):
     def forward(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
         steps = torch.arange(input_ids.shape[1], device=input_ids.device)  # (T,)
         tokens = steps < lengths.to(input_ids.device)[:, None]  # (B, T)
-        first = steps == 0  # an empty sentence attends to it: a softmax over nothing is NaN
+        first = steps == 0  # empty sentences attend to it; otherwise softmax gives NaN
         states = self.bert(input_ids, attention_mask=(tokens | first).long()).last_hidden_state
         weights = (tokens if self.pooling == "mean" else tokens & first).to(self.dense.weight.dtype)
         pooled = (states * weights[:, :, None]).sum(1) / weights.sum(1, keepdim=True).clamp(min=1)
@@ -180,7 +180,7 @@ def triplet_loss(h: Tensor, y: Tensor, margin: float = 1.0, reduction: str = "me
     Paper: a sum; δ has no value. Our copy, whose layout is damaged, shows no hinge.
     Here:  the hinge max(·, 0); p ≠ a; the mean over the valid triplets, or the sum; δ = 1.
     Why:   the text wants the positive nearer "by a boundary value", as FaceNet's triplet loss does;
-           without the hinge δ has no gradient. The sum grows as B³, so β would depend on B.
+           without the hinge δ changes no gradient. The sum grows as B³, so β would depend on B.
 
     h: (B, d) float, y: (B,) integer classes -> () float32 (float64 if h is), also under autocast; 0
     without a valid triplet. Raises ValueError for other shapes, float classes, another reduction.
@@ -193,9 +193,9 @@ def triplet_loss(h: Tensor, y: Tensor, margin: float = 1.0, reduction: str = "me
     positive = same & ~torch.eye(len(y), dtype=torch.bool, device=y.device)
     valid = positive[:, :, None] & ~same[:, None, :]  # (B, B, B): [a, p, n]
     h = h.to(torch.promote_types(h.dtype, torch.float32))
-    # cdist's default multiplies matrices, which is wrong for near rows far from the origin.
-    d = torch.cdist(h, h, compute_mode="donot_use_mm_for_euclid_dist")  # (B, B)
-    hinge = F.relu(d[:, :, None] - d[:, None, :] + margin) * valid  # (B, B, B)
+    # cdist's default multiplies matrices, which is inexact for near rows far from the origin.
+    distance = torch.cdist(h, h, compute_mode="donot_use_mm_for_euclid_dist")  # (B, B)
+    hinge = F.relu(distance[:, :, None] - distance[:, None, :] + margin) * valid  # (B, B, B)
     return hinge.sum() if reduction == "sum" else hinge.sum() / valid.sum().clamp(min=1)
 
 
@@ -265,8 +265,8 @@ def attention_mask(video: Tensor, over: str = "video") -> Tensor:
     """The segments over which Eq. 13's softmax runs: the N of its N × d matrices.
 
     Paper: predicts "the emotional state of a video clip" from "N segments": Q_m has N rows.
-    Here:  "video": the segments of the same video; "batch": all segments of the batch; "segment":
-           the segment itself alone. A segment of an unknown video attends to itself alone.
+    Here:  "video": the segments of the same video, or itself alone if the video is unknown;
+           "batch": all segments of the batch; "segment": itself alone.
     Why:   over the batch, a prediction depends on what else was drawn; over the segment, F_m = V_m.
 
     video: (B,) int64, equal in a video, negative if unknown -> (B, B) bool. Raises ValueError for
@@ -285,7 +285,7 @@ def attention_mask(video: Tensor, over: str = "video") -> Tensor:
 class FusionPredictor(nn.Sequential):
     """3.5:  ŷ = f(F; θ_f),  F = [F_a, F_v, F_l]        (f: "composed of fully connected layers")
 
-    ŷ is not squashed into [−3, 3]: the paper names no output activation, and tanh never reaches ±3.
+    ŷ is not squashed into [−3, 3]: the paper names no output activation; 3 tanh never reaches ±3.
     F: (B, modalities · d) float -> (B,) float
     """
 
@@ -311,7 +311,7 @@ def task_loss(prediction: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
 # ── 3.6 Optimization: Eq. 16, and the model ───────────────────────────────────────────────────────
 @dataclass
 class MSFNConfig:
-    """Table 1's MOSI column, then our switches. Raises ValueError for a value not listed."""
+    """Table 1's MOSI column, then our switches. Raises ValueError for an unlisted choice."""
 
     d: int = 128  # width shared by all modalities
     alpha: float = 0.2  # α: weight of the adversarial loss L^a
@@ -323,7 +323,7 @@ class MSFNConfig:
     margin: float = 1.0  # δ: margin of Eq. 9
     classes: Literal["seven", "sign"] = "seven"  # Eq. 9: those of Acc-7, or the sign
     detach_target: bool = False  # Eq. 12: no gradient through the target x_m
-    attention: Literal["video", "batch", "segment"] = "video"  # a segment attends to its own …
+    attention: Literal["video", "batch", "segment"] = "video"  # Eq. 13: attend within …
     reduction: Literal["mean", "sum"] = "mean"  # Eqs. 9, 12, 15: sums in the print
 
     def __post_init__(self):
@@ -381,14 +381,15 @@ class MSFN(nn.Module):
     ) -> Output:
         """Eqs. 1–4, 11, 13, 14, ŷ, and the discriminators' logits of Eqs. 5–7.
 
-        inputs[m]: (values, lengths), as m's embedding takes them; lengths: (B,) int64 on the CPU, 0
-        where m is absent. video: (B,) int64, equal within a video, negative if unknown; None: all
-        unknown. Raises ValueError for other modalities than the model's.
+        inputs[m]: (values, lengths), as m's embedding takes them; values on the model's device;
+        lengths: (B,) int64 on the CPU, 0 where m is absent. video: (B,) int64 on the device, equal
+        within a video, negative if unknown; None: all unknown, so each segment attends to itself.
+        Raises ValueError for other modalities than the model's.
         """
         if inputs.keys() != self.embeddings.keys():
             raise ValueError(f"inputs must be {[*self.embeddings]}, not {[*inputs]}")
         device, x, rows = next(self.parameters()).device, {}, {}
-        move = {"device": device, "non_blocking": device.type == "cuda"}  # or a copy waits for it
+        move = {"device": device, "non_blocking": device.type == "cuda"}  # else the CPU waits
         for m, embed in self.embeddings.items():
             values, lengths = inputs[m]
             x[m] = embed(values, lengths.to(**move))  # Eqs. 1–3
@@ -397,7 +398,7 @@ class MSFN(nn.Module):
         logits = {m: {k: self.discriminators[m](h[k]) for k in h} for m in h}  # of Eqs. 5–7
         x_hat = {m: self.decoders[m](h[m]) for m in h}  # Eq. 11
         if video is None:
-            video = torch.full((len(values),), -1, device=device)
+            video = torch.full((len(lengths),), -1, device=device)
         mask = attention_mask(video, self.config.attention)
         attended = torch.cat([self.attentions[m](h[m], mask) for m in h], dim=-1)  # Eqs. 13, 14: F
         return Output(self.predictor(attended), x, h, x_hat, logits, rows)
@@ -405,7 +406,7 @@ class MSFN(nn.Module):
     def losses(self, output: Output, y: Tensor) -> Losses:
         """Eq. 16:  L = L^task + α L^a + β L^d + γ L^rl,  from Eqs. 5–10, 12, 15
 
-        A segment without modality m is no sample of m in Eqs. 5–10 and 12; Eqs. 13–15 still use its
+        Eqs. 5–10 and 12 skip the segments without modality m; Eqs. 13–15 still use their
         embedding, the dense layer's bias. If no segment has m, m counts 0 in Eqs. 8, 10 and 12,
         which still divide by the number of modalities. y: (B,) float
         """

@@ -1,6 +1,6 @@
 """Train MSFN and print its metrics beside the paper's row.
 
-    python train.py --dataset synthetic                         # no data, no hub, no GPU: a minute
+    python train.py --dataset synthetic                         # no data, no hub, no GPU: 30 s
     python train.py --dataset mosi                              # fetches MMSA's file if need be
     python train.py --dataset mosi --data FILE --bert FOLDER    # your file, your BERT
     torchrun --nproc_per_node=2 -- train.py --dataset mosi      # two GPUs, or two processes
@@ -83,7 +83,7 @@ class Config(MSFNConfig):
     seed: int = 0  # seeds weights, dropout and batches
     amp: Literal["auto", "off", "bf16"] = "auto"  # forward pass; auto: bf16 on a GPU that has it
     device: str = "auto"  # cpu, cuda, mps, or auto: an accelerator if there is one
-    test: bool = True  # evaluate the test split? a search for hyper-parameters must not
+    test: bool = True  # evaluate the test split; turn off in a search for hyper-parameters
     runs: str = "runs"  # folder of all runs
     name: str | None = None  # folder of this run in it; otherwise data set and seed, numbered
 
@@ -116,7 +116,7 @@ def read_config(path: Path, changes: dict | None = None) -> Config:
 
 # ── Preparation ───────────────────────────────────────────────────────────────────────────────────
 class Trainable(Protocol):
-    """What a `build` returns, such as an MSFN: an nn.Module with these three methods."""
+    """The interface that `build` must return, such as an MSFN: an nn.Module with these."""
 
     embeddings: nn.ModuleDict  # torchrun's processes divide their work
 
@@ -192,7 +192,7 @@ def loader(segments: data.Segments, config: Config, epoch: int | None = None) ->
 
 # ── A step, an epoch ──────────────────────────────────────────────────────────────────────────────
 def train_step(session: Session, batch: data.Batch) -> dict[str, Tensor]:
-    """Forward, backward, and one step, which moves both sides of the game -> the numbers to log."""
+    """Forward, backward, and one step of both sides of the game -> the numbers to log."""
     batch = batch.to(session.device)
     with devices.autocast(session.config.amp, session.device):
         output = session.forward(batch.inputs, batch.video)

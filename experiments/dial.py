@@ -152,21 +152,20 @@ def draw(results: Results, path: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError:
         raise UserError("pictures need matplotlib: pip install matplotlib") from None
-    figure = Figure(figsize=(9, 4.4), layout="constrained")
+    figure = Figure(figsize=(9, 4.8), layout="constrained")
     for axis, (title, names) in zip(
         figure.subplots(1, 2, sharey=True), PANELS.items(), strict=True
     ):
         for name in names:
             effects = [effect(results, place, name, ("test",)) for place in positions("own")]
             mean, half = np.array(effects, float).T
-            (line,) = axis.plot(DIALS["own"], mean, marker="o", label=name)
-            axis.fill_between(
-                DIALS["own"], mean - half, mean + half, color=line.get_color(), alpha=0.2
-            )
+            color = f"C{list(EFFECTS).index(name)}"
+            axis.plot(DIALS["own"], mean, marker="o", label=name, color=color)
+            axis.fill_between(DIALS["own"], mean - half, mean + half, color=color, alpha=0.2)
         axis.axhline(0, c="grey", ls=":")
         axis.set(title=title, ylabel="added to test MAE; below 0 it helps", xticks=DIALS["own"])
         axis.label_outer()
-        axis.legend()
+        axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.08), ncols=2, frameon=False)
     figure.supxlabel("own: the part of the label that each modality alone shows", fontsize=11)
     with replacing(path) as beside:
         figure.savefig(beside, format="png", dpi=150)
