@@ -59,9 +59,9 @@ def table(dataset: str, rows: dict[str, dict[str, float]]) -> str:
     """The metrics as text, one row per name, after the paper's row if it has one."""
     if dataset in PAPER:
         rows = {"paper: MSFN": PAPER[dataset], **rows}
-    lines = [f"{'':20}" + "".join(f"{c.replace('_', ' '):>11}" for c in COLUMNS)]
+    lines = [f"{'':20}" + "".join(f"{c.replace('_', ' '):>10}" for c in COLUMNS)]
     for name, row in rows.items():
-        cells = "".join(f"{number(c, row[c]) if c in row else '–':>11}" for c in COLUMNS)
+        cells = "".join(f"{number(c, row[c]) if c in row else '–':>10}" for c in COLUMNS)
         lines.append(f"{name:20}" + cells)
     return "\n".join(lines)
 
