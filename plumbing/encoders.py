@@ -156,9 +156,12 @@ def check(
     with [CLS], if a text's states change in a batch, or if the longest possible text or a training
     step in the run's number format fails.
     """
+    words = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
+    if not any(character.isalnum() for word in words for character in word):
+        raise ValueError("it holds no tokenizer, or one without a vocabulary")
     ids = tokenize(tokenizer, [*EXAMPLES, *texts])
     share = unknown_share(tokenizer, ids[len(EXAMPLES) :])
-    if share > UNKNOWN:
+    if share > UNKNOWN and len(texts) > 5:  # fewer texts say little
         raise ValueError(f"{share:.0%} of the texts' tokens are unknown to its tokenizer")
     if pooling == "cls" and ids[0][0] != tokenizer.cls_token_id:
         raise ValueError("a text does not start with [CLS]; use --pooling mean")

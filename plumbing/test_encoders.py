@@ -117,7 +117,7 @@ DAMAGES = {
     "weights are missing or misshapen": lambda f: edit(f, "config.json", intermediate_size=16),
     "fails on 512 tokens with ids up to 99: index out of range": with_token_99,
     "^--bert .* cannot be used: .*hidden_size": lambda f: edit(f, "config.json", hidden_size="x"),
-    "100% of the texts' tokens are unknown": without_tokenizer,
+    "it holds no tokenizer, or one without": without_tokenizer,
     "safetensors is a Git LFS": lambda f: (f / "model.safetensors").write_text(POINTER),
     "model_type": lambda f: (f / "config.json").unlink(),
 }
@@ -178,3 +178,12 @@ def test_a_folder_with_only_a_sentencepiece_model_says_what_to_install(tmp_path:
     (tmp_path / "spiece.model").write_bytes(b"\n\x07\n\x05<unk>")
     with pytest.raises(UserError, match="pip install sentencepiece protobuf"):
         encoders.pretrained(str(tmp_path), TEXTS)
+
+
+def test_one_unknown_word_says_little_and_no_vocabulary_says_all(tmp_path: Path):
+    saved(tmp_path)
+    encoders.pretrained(str(tmp_path), [["unheard"]])
+    for path in tmp_path.glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(UserError, match="no tokenizer, or one without a vocabulary"):
+        encoders.pretrained(str(tmp_path), [["unheard"]])
