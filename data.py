@@ -32,8 +32,7 @@ class Split:
     """N segments of a split of `formats.read`; their frames stay in the file until asked for."""
 
     def __init__(self, part: dict[str, Any]):
-        self.part = part
-        self.ids, self.text = part["id"], part["raw_text"]  # N str each, as the file spells them
+        self.part, self.ids, self.text = part, part["id"], part["raw_text"]  # ids, text: N str each
         self.token_ids = part.get("token_ids")  # N lists if the file has no text, else None
         self.video = part["video"]  # N str, equal within a video; None if the file has no ids
         self.y = np.asarray(part["regression_labels"], np.float32)  # (N,), NaN without a label
