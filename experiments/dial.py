@@ -35,7 +35,7 @@ import train
 from experiments import markdown, parser
 from experiments.predict import load
 from experiments.tables import T95
-from plumbing import UserError
+from plumbing import UserError, explained, regular
 from plumbing.metrics import metrics
 from plumbing.runs import replacing
 
@@ -73,8 +73,8 @@ def positions(dial: str) -> list[tuple[float, int, float]]:
     return [tuple((usual | {dial: value}).values()) for value in DIALS[dial]]
 
 
-def run(own: float, segments: int, noise: float, row: str, seed: int) -> tuple:
-    """Train one row on one corpus -> its line of the results."""
+def run(own: float, segments: int, noise: float, row: str, seed: int) -> dict[str, float]:
+    """Train one row on one corpus -> MAE on valid and test, and on test without each modality."""
     torch.set_num_threads(1)
     corpus = data.synthetic(seed, own, {**data.NOISE, "a": noise})
     part = {key: values[:segments] for key, values in corpus["train"].part.items()}
@@ -86,38 +86,44 @@ def run(own: float, segments: int, noise: float, row: str, seed: int) -> tuple:
         model, test = load(Path(runs, "run")), corpus["test"]
         missing = [metrics(model.split(test, m), test.y)["mae"] for m in ("vl", "al", "av")]
     maes = [results["valid"]["mae"], results["test"]["mae"], *missing]
-    return (own, segments, noise, row, seed, *(round(mae, 5) for mae in maes))
+    return {name: round(mae, 5) for name, mae in zip(COLUMNS[5:], maes, strict=True)}
 
 
 def read(path: Path) -> Results:
-    """The lines of a file of results; {} if there is none."""
-    if not path.exists():
-        return {}
-    with open(path, newline="", encoding="utf-8") as file:
-        lines = list(csv.DictReader(file))
+    """The finished runs; {} without a file. Raises UserError for a file of other lines."""
     results = {}
-    for n in lines:
-        place = float(n["own"]), int(n["train"]), float(n["noise"]), n["row"], int(n["seed"])
-        results[place] = {name: float(n[name]) for name in COLUMNS[5:]}
+    if path.exists():
+        with explained(f"{path} does not hold results of this command"):
+            lines = regular(path).read_text(encoding="utf-8").splitlines()
+            for n in csv.DictReader(lines):
+                place = float(n["own"]), int(n["train"]), float(n["noise"])
+                maes = {name: float(n[name]) for name in COLUMNS[5:]}
+                results[(*place, n["row"], int(n["seed"]))] = maes
     return results
 
 
+def write(path: Path, results: Results) -> None:
+    with replacing(path) as beside, open(beside, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        writer.writerows([*place, *maes.values()] for place, maes in results.items())
+
+
 def sweep(path: Path, dials: list[str], seeds: range, jobs: int) -> None:
-    """Train what `path` does not hold yet, and append a line when a run ends."""
+    """Train what `path` does not hold yet; it is written again whenever a run ends."""
     corpora = dict.fromkeys(place for dial in dials for place in positions(dial))
-    finished = read(path)
+    results = read(path)
     work = [(*place, row, seed) for place, seed, row in product(corpora, seeds, TRAINED)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        if not finished:
-            writer.writerow(COLUMNS)
-        # spawn: a forked process may hang in the thread pools of its parent
-        with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-            runs = [pool.submit(run, *one) for one in work if one not in finished]
+    # spawn: a forked process may hang in the thread pools of its parent
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        try:
+            runs = {pool.submit(run, *one): one for one in work if one not in results}
             for done in as_completed(runs):
-                writer.writerow(done.result())
-                file.flush()
+                results[runs[done]] = done.result()
+                write(path, results)
+        finally:  # after a failure or Ctrl-C, start no more
+            pool.shutdown(cancel_futures=True)
 
 
 # ── Tables and the picture ────────────────────────────────────────────────────────────────────────
@@ -158,7 +164,9 @@ def draw(results: Results, path: Path) -> None:
     ):
         for name in names:
             effects = [effect(results, place, name, ("test",)) for place in positions("own")]
-            mean, half = np.array(effects, float).T
+            if None in effects:
+                raise UserError("the picture needs two finished seeds at each position of own")
+            mean, half = np.array(effects).T
             color = f"C{list(EFFECTS).index(name)}"
             axis.plot(DIALS["own"], mean, marker="o", label=name, color=color)
             axis.fill_between(DIALS["own"], mean - half, mean + half, color=color, alpha=0.2)
@@ -184,6 +192,8 @@ def main(argv: list[str]) -> None:
     dials = typed.dials or list(DIALS)
     if unknown := set(dials) - set(DIALS):
         own.error(f"no dial {unknown.pop()!r}, only {', '.join(DIALS)}")
+    if typed.jobs < 1:
+        own.error(f"--jobs must be at least 1, not {typed.jobs}")
     if not typed.print:
         sweep(typed.results, dials, range(typed.seeds), typed.jobs)
     results = read(typed.results)

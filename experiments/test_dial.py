@@ -1,5 +1,7 @@
 """dial.py, and the corpora that it turns."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ import data
 import plumbing
 import train
 from experiments import dial
+from plumbing import UserError
 
 ROWS = ("all, as printed", "without L^a")
 
@@ -45,12 +48,33 @@ def quick(monkeypatch):
     monkeypatch.setattr(dial, "TRAINED", {row: dial.TRAINED[row] for row in ROWS})
 
 
-def test_a_run_reports_each_position_with_its_own_options(quick, tmp_path):
-    lines = {own: dial.run(own, 10, 0.5, "all, as printed", 3) for own in (0.0, 1.0)}
-    assert lines[0.0][:5] == (0.0, 10, 0.5, "all, as printed", 3)
-    assert len(lines[0.0]) == len(dial.COLUMNS) and lines[0.0][5:] != lines[1.0][5:]
-    assert dial.run(0.0, 10, 0.5, "all, as printed", 3) == lines[0.0]
-    assert dial.run(0.0, 10, 0.5, "without L^a", 3)[5:] != lines[0.0][5:]
+def test_a_run_has_its_own_corpus_and_options(quick):
+    first = dial.run(0.0, 10, 0.5, ROWS[0], 3)
+    assert list(first) == ["valid", "test", "no a", "no v", "no l"]
+    assert dial.run(0.0, 10, 0.5, ROWS[0], 3) == first
+    for change in ((1.0, 10, 0.5, ROWS[0], 3), (0.0, 9, 0.5, ROWS[0], 3), (0.0, 10, 2, ROWS[0], 3)):
+        assert dial.run(*change) != first
+    assert dial.run(0.0, 10, 0.5, ROWS[0], 4) != first != dial.run(0.0, 10, 0.5, ROWS[1], 3)
+
+
+def test_a_sweep_continues_where_it_stopped(quick, tmp_path, monkeypatch):
+    monkeypatch.setattr(dial, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
+    ran = []
+
+    def run(*one):
+        ran.append(one)
+        if len(ran) == 3:
+            raise UserError("stopped")
+        return dict.fromkeys(dial.COLUMNS[5:], len(ran))
+
+    monkeypatch.setattr(dial, "run", run)
+    arguments = tmp_path / "dial.csv", ["own"], range(2), 1
+    with pytest.raises(UserError, match="stopped"):
+        dial.sweep(*arguments)
+    saved, first = set(dial.read(arguments[0])), len(ran)
+    dial.sweep(*arguments)
+    assert len(dial.read(arguments[0])) == 8  # two positions, two seeds, two rows
+    assert len(ran) - first == 8 - len(saved) and not saved & set(ran[first:])
 
 
 def test_effects_are_paired_and_finished_runs_are_not_run_again(quick, tmp_path, capsys):
@@ -67,8 +91,12 @@ def test_effects_are_paired_and_finished_runs_are_not_run_again(quick, tmp_path,
     half = 12.706 * 0.01 * 0.5**0.5 / 2**0.5
     assert f"| L^a, as printed | +0.095 ± {half:.3f} | +0.195 ± {half:.3f} |" in printed
     assert printed.count("| L^rl | – | – |") == 2
-    with pytest.raises(SystemExit):
-        dial.main(["noise", "x"])
+    for wrong in (["noise", "x"], ["--jobs", "0"]):
+        with pytest.raises(SystemExit):
+            dial.main(wrong)
+    path.write_text("a,b\n1,2\n")
+    assert plumbing.run(dial.main, arguments) == 2
+    assert "does not hold results" in capsys.readouterr().err
 
 
 def test_the_picture_is_drawn_from_finished_runs(tmp_path, monkeypatch):
@@ -81,3 +109,5 @@ def test_the_picture_is_drawn_from_finished_runs(tmp_path, monkeypatch):
     }
     dial.draw(results, tmp_path / "dial.png")
     assert (tmp_path / "dial.png").read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(UserError, match="needs two finished seeds"):
+        dial.draw({}, tmp_path / "dial.png")
