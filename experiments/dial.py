@@ -1,6 +1,6 @@
 """When does which loss help? Generated corpora, of which one property is turned like a dial.
 
-    python -m experiments.dial --jobs 2                 # ten seeds of each dial: 80 minutes
+    python -m experiments.dial --jobs 2                 # ten seeds: over an hour
     python -m experiments.dial own --seeds 3            # one dial, fewer seeds
     python -m experiments.dial --print                  # the tables of finished runs alone
     python -m experiments.dial --print --draw dial.png  # and the picture of own; needs matplotlib

@@ -78,8 +78,8 @@ class Items(list):
 class Machine(pickle._Unpickler):
     """Python's own machine over a memory map, with the opcodes that build plain values.
 
-    `dispatch` has one function per opcode. A map reads no further than its end, whatever length an
-    opcode asks for; then the next opcode is missing.
+    `dispatch` has one function per opcode. If an opcode asks for more bytes than the map has, the
+    map gives those that are left, and the next opcode is missing.
     """
 
     def __init__(self, path: str | Path, source: mmap.mmap):

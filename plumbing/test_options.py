@@ -23,10 +23,10 @@ VALUES = {
     "--alpha -1": "--alpha must be at least 0",
     "--epochs 0": "--epochs must be at least 1",
     "--modalities aw": "--modalities must be letters of avl, not 'aw'",
-    "--dataset mosi --data nowhere.pkl": "nowhere.pkl",
+    "--dataset mosi --data missing.pkl": "missing.pkl",
     "--dataset synthetic --device cuda:77": "--device cuda:77 is unavailable",
     "--resume=": "is not the folder of a run",
-    "--resume nowhere --epochs 9": "nowhere is not the folder of a run",
+    "--resume missing --epochs 9": "missing is not the folder of a run",
 }
 
 
