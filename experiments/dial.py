@@ -181,19 +181,21 @@ def draw(results: Results, path: Path) -> None:
 
 
 def main(argv: list[str]) -> None:
-    own = parser(__doc__)
-    own.add_argument("dials", nargs="*", metavar="DIAL", help=", ".join(DIALS))
-    own.add_argument("--seeds", type=int, default=10, choices=range(1, 11), help="0 … N-1 (10)")
-    own.add_argument("--jobs", type=int, default=1, help="runs side by side (1)")
-    own.add_argument("--results", type=Path, default=Path("runs/dial.csv"), help="(runs/dial.csv)")
-    own.add_argument("--print", action="store_true", help="start no run")
-    own.add_argument("--draw", type=Path, metavar="PNG", help="draw the dial own")
-    typed = own.parse_args(argv)
+    command = parser(__doc__)
+    command.add_argument("dials", nargs="*", metavar="DIAL", help=", ".join(DIALS))
+    command.add_argument("--seeds", type=int, default=10, choices=range(1, 11), help="0 … N-1 (10)")
+    command.add_argument("--jobs", type=int, default=1, help="runs side by side (1)")
+    command.add_argument(
+        "--results", type=Path, default=Path("runs/dial.csv"), help="(runs/dial.csv)"
+    )
+    command.add_argument("--print", action="store_true", help="start no run")
+    command.add_argument("--draw", type=Path, metavar="PNG", help="draw the dial own")
+    typed = command.parse_args(argv)
     dials = typed.dials or list(DIALS)
     if unknown := set(dials) - set(DIALS):
-        own.error(f"no dial {unknown.pop()!r}, only {', '.join(DIALS)}")
+        command.error(f"no dial {unknown.pop()!r}, only {', '.join(DIALS)}")
     if typed.jobs < 1:
-        own.error(f"--jobs must be at least 1, not {typed.jobs}")
+        command.error(f"--jobs must be at least 1, not {typed.jobs}")
     if not typed.print:
         sweep(typed.results, dials, range(typed.seeds), typed.jobs)
     results = read(typed.results)
