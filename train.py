@@ -130,11 +130,11 @@ class Trainable(Protocol):
 Build = Callable[[Config, dict[str, int], nn.Module], Trainable]
 
 
-def build_msfn(config: Config, widths: dict[str, int], encoder: nn.Module) -> MSFN:
-    """MSFN over audio, vision and language. widths: {"a": d_a, "v": d_v}, columns of a frame"""
+def build_msfn(config: Config, widths: dict, encoder: nn.Module, kind: Callable = MSFN) -> MSFN:
+    """MSFN, or a subclass, over audio, vision and language. widths: {m: columns of a frame}"""
     c = config
     embeddings = {m: LSTMs(widths[m], c.d, c.lstm_width, c.dropout) for m in data.FRAMES}
-    return MSFN(c, {**embeddings, "l": BERTs(encoder, c.d, c.pooling, c.dropout)})
+    return kind(c, {**embeddings, "l": BERTs(encoder, c.d, c.pooling, c.dropout)})
 
 
 class Session:

@@ -11,6 +11,7 @@ checkpoints hold it and train.py knows nothing of it.
 """
 
 import copy
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
@@ -19,9 +20,8 @@ import torch
 from torch import Tensor, nn
 
 import train
-from data import FRAMES
 from experiments.baselines import cmd
-from msfn import MSFN, BERTs, Losses, LSTMs, MSFNConfig, Output, present
+from msfn import MSFN, Losses, MSFNConfig, Output, present
 from plumbing import explained, regular
 from plumbing.runs import RunFolder
 
@@ -116,16 +116,9 @@ def replace_game(config: MSFNConfig, losses: Losses, game: Tensor) -> Losses:
     return losses._replace(total=losses.task + config.alpha * game + rest)
 
 
-def build(kind: type[Averaged], *arguments: float) -> train.Build:
+def build(kind: type[Averaged], **arguments: float) -> train.Build:
     """The function for `build=` of train.py that makes Averaged, Converging or CMDInstead."""
-
-    def made(config: train.Config, widths: dict[str, int], encoder: nn.Module) -> Averaged:
-        c = config
-        embeddings = {m: LSTMs(widths[m], c.d, c.lstm_width, c.dropout) for m in FRAMES}
-        embeddings["l"] = BERTs(encoder, c.d, c.pooling, c.dropout)
-        return kind(config, embeddings, *arguments)
-
-    return made
+    return partial(train.build_msfn, kind=partial(kind, **arguments))
 
 
 def build_of(folder: Path) -> train.Build:
@@ -136,4 +129,4 @@ def build_of(folder: Path) -> train.Build:
     path = RunFolder(folder).weights
     with explained(f"{folder} holds no trained model"):
         names = safetensors.safe_open(regular(path), "pt").keys()
-        return build(Averaged, 0.0) if "steps" in names else train.build_msfn
+        return build(Averaged, decay=0.0) if "steps" in names else train.build_msfn

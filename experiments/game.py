@@ -72,7 +72,7 @@ def main(argv: list[str]) -> None:
         config = train.parse(
             ["--dataset", "synthetic", *options, "--device", "cpu", "--seed", str(seed)]
         )[0]
-        session = train.Session(config, build(Converging, 0.99, 0.0))
+        session = train.Session(config, build(Converging, decay=0.99, rho=0.0))
         x, valid = embed(session, "train")["x"], embed(session)
         for part in session.model, session.model.mean:
             del part.embeddings  # they do not play, and averaging them takes time

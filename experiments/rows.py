@@ -65,9 +65,9 @@ TASK = "--alpha 0 --beta 0 --gamma 0"
 FAST = "--learning-rate 1e-3 --bert-learning-rate 1e-4"
 LONG = f"{FAST} --patience 30"
 GAME = f"{LONG} --adversarial bounded"
-mean = build(Averaged, 0.99)
-game = build(Converging, 0.99, 10.0)
-cmd = build(CMDInstead, 0.99)
+mean = build(Averaged, decay=0.99)
+game = build(Converging, decay=0.99, rho=10.0)
+cmd = build(CMDInstead, decay=0.99)
 
 ROWS = {
     "MSFN": Row(),
@@ -104,12 +104,8 @@ ROWS = {
     "alike": Row(f"{GAME} --alpha 1", game),
     "alike 0.2": Row(f"{GAME} --alpha 0.2", game),
     "alike 5": Row(f"{GAME} --alpha 5", game),
-    "alike, dropout 0.3": Row(f"{GAME} --alpha 1 --dropout 0.3", game),
-    "alike, BERT 3e-5": Row(f"{GAME} --alpha 1 --bert-learning-rate 3e-5", game),
     "CMD 0.1": Row(f"{LONG} --alpha 0.1", cmd),
-    "CMD 0.3": Row(f"{LONG} --alpha 0.3", cmd),
     "CMD 1": Row(f"{LONG} --alpha 1", cmd),
-    "CMD 10": Row(f"{LONG} --alpha 10", cmd),
 }
 
 

@@ -7,7 +7,6 @@ together, and shows neither. Of x (Eqs. 1–3) and of h (Eq. 4):
 
     probe   accuracy of a fresh linear probe that tells the modalities apart on videos that it was
             not fitted on; chance is 1 / the number of modalities
-    lead    the same in the leading principal components alone, which hold 90 % of the variance
     cmd     central moment discrepancy of two modalities (the paper's ref. 19), mean over the pairs
     spread  mean distance of a modality's features from their mean: a gap also closes if all of
             them become one point
@@ -93,16 +92,6 @@ def _accuracy(X: Tensor, label: Tensor, fit: Tensor) -> float:
     return float(np.mean([right[label[~fit] == i].mean() for i in label.unique()]))
 
 
-def leading(features: dict[str, Tensor], share: float = 0.9) -> dict[str, Tensor]:
-    """Project on the joint principal components that hold `share` of the variance."""
-    mean = torch.cat(list(features.values())).mean(0)
-    centered = {m: v - mean for m, v in features.items()}
-    _, s, components = torch.linalg.svd(torch.cat(list(centered.values())), full_matrices=False)
-    variance = s.square().cumsum(0) / s.square().sum()
-    components = components[: int((variance < share).sum()) + 1]
-    return {m: v @ components.T for m, v in centered.items()}
-
-
 def spread(features: dict[str, Tensor]) -> float:
     """Mean distance of a modality's features from their mean, mean over the modalities."""
     return float(np.mean([(v - v.mean(0)).norm(dim=1).mean() for v in features.values()]))
@@ -131,7 +120,6 @@ def similarity(session: train.Session) -> dict[str, float]:
     for part in ("x", "h"):
         if len(features[part]) > 1:
             result[f"{part}_probe"] = probe(features[part], features["video"])
-            result[f"{part}_lead"] = probe(leading(features[part]), features["video"])
             result[f"{part}_cmd"] = float(mean_cmd(features[part]))
         result[f"{part}_spread"] = spread(features[part])
     config, per_modality = session.config, []

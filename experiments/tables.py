@@ -142,7 +142,7 @@ LEGEND = """± is half the 95 % interval (Student's t; differences are paired by
 with a probability of 80 %."""
 METRICS = {"mae": "MAE", "corr": "Corr", "acc2_non0": "Acc-2 non0", "acc2_has0": "has0"}
 METRICS |= {"acc7": "Acc-7"}
-OBSERVED = {"x_probe": "probe x", "h_probe": "probe h", "h_lead": "lead h", "x_cmd": "CMD x"}
+OBSERVED = {"x_probe": "probe x", "h_probe": "probe h", "x_cmd": "CMD x"}
 OBSERVED |= {"h_cmd": "CMD h", "h_spread": "spread h", "violated": "violated"}
 
 

@@ -36,9 +36,9 @@ def small_corpus(few, monkeypatch):
     monkeypatch.setattr(data, "load", lambda *_: few)
 
 
-def a_step(kind, *arguments, **chosen):
+def a_step(kind, chosen=None, **arguments):
     """A session of a model of converging.py, and its output and losses on one batch."""
-    session = train.Session(quick(**chosen), build(kind, *arguments))
+    session = train.Session(quick(**chosen or {}), build(kind, **arguments))
     batch = next(iter(train.loader(session.segments["valid"], session.config)))
     session.model.eval()
     output = msfn.MSFN.forward(session.model, batch.inputs, batch.video)
@@ -70,7 +70,7 @@ def test_the_discriminators_alone_pay_the_penalty():
     """ρ changes the gradient of the side that ascends, and no other, and takes its momentum."""
     slopes = []
     for rho, betas in ((0.0, None), (3.0, (0.0, 0.999))):
-        session, output, y = a_step(Converging, 0.9, rho)
+        session, output, y = a_step(Converging, decay=0.9, rho=rho)
         model, losses = session.model, session.model.losses(output, y)
         assert [group.get("betas") for group in model.parameter_groups()] == [None, betas]
         R = gradient_penalty(model.discriminators, msfn.present(output.h, output.rows))
@@ -84,7 +84,7 @@ def test_the_discriminators_alone_pay_the_penalty():
 
 
 def test_cmd_replaces_the_game():
-    session, output, y = a_step(CMDInstead, 0.9, alpha=3.0)
+    session, output, y = a_step(CMDInstead, {"alpha": 3.0}, decay=0.9)
     config, losses = session.config, session.model.losses(output, y)
     h = msfn.present(output.h, output.rows)
     close(losses.adversarial.item(), mean_cmd(h).item())
@@ -98,7 +98,7 @@ def test_cmd_replaces_the_game():
 
 def test_the_mean_follows_each_step_and_evaluation_uses_it_alone():
     """And it changes no step: the weights are those of plain MSFN."""
-    plain, session = train.Session(quick()), train.Session(quick(), build(Averaged, 0.9))
+    plain, session = train.Session(quick()), train.Session(quick(), build(Averaged, decay=0.9))
     model, expected = session.model, None
     live = {n: p for n, p in model.named_parameters() if not n.startswith("mean.")}
     trained = [p for group in session.optimizer.param_groups for p in group["params"]]

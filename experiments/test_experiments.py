@@ -167,19 +167,6 @@ def test_the_probe_tells_apart_what_is_apart_and_nothing_else():
     assert all(abs(similarity.probe(few, v) - 1 / 2) < 0.2 for v in (rows, unknown))
 
 
-@pytest.mark.parametrize("gap, accuracy, width", [(0.1, 1 / 2, 3), (30.0, 1, 1)])
-def test_leading_components_show_a_gap_only_if_it_is_much_of_the_variance(gap, accuracy, width):
-    scale = torch.tensor([1.0, 1.0, 1.0, 1e-3])
-    h = {m: 7 + floats(i, 200, 4) * scale for i, m in enumerate("al")}  # 7: no variance
-    h["l"] = h["l"] + torch.eye(4)[3] * gap
-    videos = dict.fromkeys("al", torch.arange(200) // 5)
-    leading = similarity.leading(h)
-    assert leading["a"].shape == (200, width) and similarity.probe(h, videos) == 1
-    assert abs(similarity.probe(leading, videos) - accuracy) < 0.1
-    kept = torch.cat(list(leading.values())).var(0).sum() / torch.cat(list(h.values())).var(0).sum()
-    assert 0.9 <= kept <= 1
-
-
 def test_present_segments_are_embedded_and_triplets_are_of_x_or_h():
     session = train.Session(quick())
     valid = session.corpus["valid"]
