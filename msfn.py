@@ -120,33 +120,33 @@ class Discriminator(nn.Sequential):
         super().__init__(nn.Linear(d, d), nn.LeakyReLU(0.2), nn.Linear(d, 1), nn.Flatten(0))
 
 
-def minimax_loss(real: Tensor, fakes: list[Tensor], form: str = "literal") -> Tensor:
+def minimax_loss(real: Tensor, fakes: list[Tensor], form: str = "bounded") -> Tensor:
     """Eqs. 5–7:  L^a_m = E[ log D_m(G_m(x_m)) − Σ_{k≠m} log D_m(G_k(x_k)) ],    m = l, a, v
 
     The value of a minimax game: D_m ascends it, all else descends it. One backward pass serves both
     if the optimizer maximizes for the discriminators' parameters: see `MSFN.parameter_groups`.
 
     Paper: −log D_m(G_k(x_k)) for each other modality k.
-    Here:  form "literal", the default, as printed; form "bounded" has log(1 − D_m(G_k(x_k))).
+    Here:  log(1 − D_m(G_k(x_k))), form "bounded"; form "literal" is the print.
     Why:   the printed value has no upper bound. With three modalities D_m wins it blindly: if every
            logit is −c, then L^a_m = −log σ(−c) ≈ c. The bounded value, a usual GAN's, is at most 0.
 
     real: (B_m,) logits z of D_m(G_m(x_m)) = σ(z); fakes: for each k ≠ m the (B_k,) logits of
     D_m(G_k(x_k)) -> (), 0 if m or every k has no samples. Raises ValueError for another form.
     """
-    if form not in ("literal", "bounded"):
-        raise ValueError(f'form must be "literal" or "bounded", not {form!r}')
+    if form not in ("bounded", "literal"):
+        raise ValueError(f'form must be "bounded" or "literal", not {form!r}')
     fakes = [z for z in fakes if len(z) > 0]
     if len(real) == 0 or not fakes:
         return real.sum() * 0  # with a graph, so that a backward pass works
     value = F.logsigmoid(real).mean()
     for z in fakes:  # log(1 − σ(z)) = log σ(−z) stays finite where 1 − σ(z) rounds to 0
-        term = -F.logsigmoid(z) if form == "literal" else F.logsigmoid(-z)
+        term = F.logsigmoid(-z) if form == "bounded" else -F.logsigmoid(z)
         value = value + term.mean()
     return value
 
 
-def adversarial_loss(logits: dict[str, dict[str, Tensor]], form: str = "literal") -> Tensor:
+def adversarial_loss(logits: dict[str, dict[str, Tensor]], form: str = "bounded") -> Tensor:
     """Eq. 8:  L^a = (L^a_l + L^a_a + L^a_v) / 3
 
     logits[m][k]: (B_k,) logits of D_m(G_k(x_k)), for each pair of modalities -> ()
@@ -318,7 +318,7 @@ class MSFNConfig:
     beta: float = 0.5  # β: weight of the distance loss L^d
     gamma: float = 0.2  # γ: weight of the reconstruction loss L^rl
     dropout: float = 0.1  # dropout rate; embeddings take their own
-    adversarial: Literal["literal", "bounded"] = "literal"  # −log D(fake), or log(1 − D(fake))
+    adversarial: Literal["bounded", "literal"] = "bounded"  # log(1 − D(fake)), or −log D(fake)
     triplet_features: Literal["h", "x"] = "h"  # Eq. 9: distances between h_m or between x_m
     margin: float = 1.0  # δ: margin of Eq. 9
     classes: Literal["seven", "sign"] = "seven"  # Eq. 9: those of Acc-7, or the sign

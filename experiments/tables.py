@@ -49,12 +49,13 @@ PAPER = {
 }
 NAMES = list(ROWS)
 TABLE_2 = NAMES[: NAMES.index("text only") + 1]
+PRINTED, ALIKE = NAMES.index("as printed"), NAMES.index("long-0")
 SETS = {  # the first row is what the others are compared with
     "table2": TABLE_2,
     "table3": TABLE_2,
-    "table4": ["MSFN", *NAMES[NAMES.index("without L^a") : NAMES.index("bounded")]],
-    "readings": ["MSFN", "MSFN, segment", *NAMES[NAMES.index("bounded") : NAMES.index("long-0")]],
-    "alike": NAMES[NAMES.index("long-0") :],
+    "table4": ["MSFN", *NAMES[NAMES.index("without L^a") : PRINTED + 1]],
+    "readings": ["MSFN", "MSFN, segment", *NAMES[PRINTED:ALIKE]],
+    "alike": NAMES[ALIKE:],
     "rates": TABLE_2,
 }
 RATES = [

@@ -94,7 +94,7 @@ def test_presets_are_table_1_and_what_is_chosen_beats_them():
     assert train.parse([])[0] == config
     ours = {"lstm_width": 64, "epochs": 30, "patience": 8, "clip": 1.0, "modalities": "avl"}
     ours |= {"bert": "google-bert/bert-base-uncased", "bert_learning_rate": None, "pooling": "mean"}
-    ours |= {"adversarial": "literal", "triplet_features": "h", "margin": 1.0, "classes": "seven"}
+    ours |= {"adversarial": "bounded", "triplet_features": "h", "margin": 1.0, "classes": "seven"}
     ours |= {"detach_target": False, "attention": "video", "reduction": "mean", "test": True}
     assert {name: getattr(config, name) for name in ours} == ours
     argv = "--dataset mosei --batch-size 8 --no-test --detach-target"
