@@ -64,7 +64,8 @@ def run(main: Callable, *arguments: Any) -> int:
     except UserError as error:
         message = f"error: {error}"
     except KeyboardInterrupt:
-        message, code = "stopped; python train.py --resume RUN continues after the last epoch", 130
+        message = "stopped; python train.py --resume RUN continues a run, the same command a sweep"
+        code = 130
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not re.search(OUT_OF_MEMORY, str(error)):
             raise
