@@ -180,6 +180,8 @@ def test_adversarial_loss_at_chance_at_the_extremes_and_of_always_no(real, fake,
         loss = msfn.adversarial_loss(logits, form)
         close(loss, expected, atol=1e-4)
         assert all(g.isfinite().all() for g in torch.autograd.grad(loss, list(z.values())))
+    assert torch.equal(msfn.adversarial_loss(logits), loss)  # "bounded" is the default
+    assert torch.equal(msfn.minimax_loss(z[True], [z[False]] * 2), loss)
 
 
 @pytest.mark.parametrize("form", ["literal", "bounded"])
