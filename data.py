@@ -53,7 +53,7 @@ class Corpus:
     name: str  # "mosi", "mosei", "synthetic", or the name of a file that is not the whole of one
     description: str  # one sentence
     splits: dict[str, Split]
-    dims: dict[str, int]  # {"a": d_a, "v": d_v}, the number of features of a frame
+    widths: dict[str, int]  # {"a": d_a, "v": d_v}, the number of features of a frame
     path: str | None = None  # the file or folder, absolute; None if generated
     fingerprint: str | None = None  # changes with the content; None if generated
 
@@ -88,9 +88,9 @@ def load_any(path: str | Path, labels: str | Path | None = None) -> Corpus:
     parts = formats.read(path, labels)
     formats.print_notes(parts)
     splits = {name: Split(part) for name, part in parts.items()}
-    dims = {m: next(iter(parts.values()))[key][0].shape[1] for m, key in FRAMES.items()}
+    widths = {m: next(iter(parts.values()))[key][0].shape[1] for m, key in FRAMES.items()}
     name, what = formats.corpus_name(parts, path), formats.describe(parts, path)
-    return Corpus(name, what, splits, dims, str(Path(path).resolve()), formats.fingerprint(parts))
+    return Corpus(name, what, splits, widths, str(Path(path).resolve()), formats.fingerprint(parts))
 
 
 # ── From the corpus to the model ──────────────────────────────────────────────────────────────────

@@ -31,7 +31,6 @@ from dataclasses import dataclass, fields
 from typing import Literal, NamedTuple, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -139,9 +138,9 @@ def minimax_loss(real: Tensor, fakes: list[Tensor], form: str = "bounded") -> Te
     fakes = [z for z in fakes if len(z) > 0]
     if len(real) == 0 or not fakes:
         return real.sum() * 0  # with a graph, so that a backward pass works
-    value = F.logsigmoid(real).mean()
+    value = nn.functional.logsigmoid(real).mean()
     for z in fakes:  # log(1 − σ(z)) = log σ(−z) stays finite where 1 − σ(z) rounds to 0
-        term = F.logsigmoid(-z) if form == "bounded" else -F.logsigmoid(z)
+        term = nn.functional.logsigmoid(-z) if form == "bounded" else -nn.functional.logsigmoid(z)
         value = value + term.mean()
     return value
 
@@ -195,7 +194,7 @@ def triplet_loss(h: Tensor, y: Tensor, margin: float = 1.0, reduction: str = "me
     h = h.to(torch.promote_types(h.dtype, torch.float32))
     # cdist's default multiplies matrices, which is inexact for near rows far from the origin.
     distance = torch.cdist(h, h, compute_mode="donot_use_mm_for_euclid_dist")  # (B, B)
-    hinge = F.relu(distance[:, :, None] - distance[:, None, :] + margin) * valid  # (B, B, B)
+    hinge = torch.relu(distance[:, :, None] - distance[:, None, :] + margin) * valid  # (B, B, B)
     return hinge.sum() if reduction == "sum" else hinge.sum() / valid.sum().clamp(min=1)
 
 
@@ -237,7 +236,7 @@ def reconstruction_loss(
     total = 0
     for m in x:
         kind = reduction if len(x[m]) > 0 else "sum"  # the mean of an empty batch would be NaN
-        total = total + F.mse_loss(x_hat[m], x[m], reduction=kind)
+        total = total + nn.functional.mse_loss(x_hat[m], x[m], reduction=kind)
     return total / len(x)
 
 
@@ -305,7 +304,7 @@ def task_loss(prediction: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
     """
     if reduction not in ("mean", "sum"):
         raise ValueError(f'reduction must be "mean" or "sum", not {reduction!r}')
-    return F.mse_loss(prediction, y, reduction=reduction)
+    return nn.functional.mse_loss(prediction, y, reduction=reduction)
 
 
 # ── 3.6 Optimization: Eq. 16, and the model ───────────────────────────────────────────────────────

@@ -166,7 +166,7 @@ class Session:
         self.encoder, self.tokenizer = loaded
         preparation = self.tokenizer, self.standardizer, config.modalities
         self.segments = {s: data.Segments(self.corpus[s], *preparation) for s in data.SPLITS}
-        self.model: Trainable = build(config, self.corpus.dims, self.encoder).to(self.device)
+        self.model: Trainable = build(config, self.corpus.widths, self.encoder).to(self.device)
         self.forward = processes.distribute(self.model, self.device)
         self.optimizer = self.adam()
 

@@ -103,8 +103,8 @@ def evaluate(folder: Path, path: str | None, labels: str | None, output: Path | 
         corpus = data.load_any(path or config.data, labels or config.labels)
     split = corpus["test"]
     for m, d in model.widths.items():
-        if corpus.dims[m] != d and any(len(split.frames(m, i)) for i in range(len(split))):
-            columns = f"{corpus.dims[m]} columns of {data.FRAMES[m]}"
+        if corpus.widths[m] != d and any(len(split.frames(m, i)) for i in range(len(split))):
+            columns = f"{corpus.widths[m]} columns of {data.FRAMES[m]}"
             raise UserError(f"{corpus.path} has {columns}, but {folder} was trained with {d}")
     columns = {"prediction": model.split(split, config.modalities)}
     for m in config.modalities:

@@ -70,7 +70,7 @@ def test_a_step_leaves_no_tensor_on_the_cpu(monkeypatch):
     """On "meta", which rejects a mix with the CPU as a GPU does, and any number that is read."""
     monkeypatch.setattr(devices, "autocast", lambda *_: nullcontext())
     session = train.Session(quick())
-    model = train.build_msfn(session.config, session.corpus.dims, Embeddings(5000, 4))
+    model = train.build_msfn(session.config, session.corpus.widths, Embeddings(5000, 4))
     session.device = torch.device("meta")
     session.model = session.forward = model.to("meta")
     session.optimizer = torch.optim.SGD(model.parameter_groups(), 0.1)

@@ -80,7 +80,7 @@ def lengths_of(split: data.Split, m: str) -> list[int]:
 def test_mmsa(tmp_path: Path):
     content = mmsa()
     corpus = data.load("mosi", write(tmp_path / "any.name", content))
-    assert corpus.dims == {"a": 3, "v": 2} and corpus.path == str(tmp_path / "any.name")
+    assert corpus.widths == {"a": 3, "v": 2} and corpus.path == str(tmp_path / "any.name")
     for name in data.SPLITS:
         split, part = corpus[name], content[name]
         assert split.text == part["raw_text"].tolist() and split.ids == part["id"].tolist()
@@ -116,7 +116,7 @@ def test_misa(tmp_path: Path, folder: bool):
     for name, part in parts.items():
         write(tmp_path / f"{name}.pkl", part)
     corpus = data.load("mosi", path)
-    assert corpus.dims == {"a": 74, "v": 47} and corpus["valid"].video[3] == "v1"
+    assert corpus.widths == {"a": 74, "v": 47} and corpus["valid"].video[3] == "v1"
     assert [corpus[s].text[2] for s in data.SPLITS] == ["so good", *["SENTENCE NUMBER 2"] * 2]
     np.testing.assert_allclose(corpus["valid"].y, Y, rtol=1e-6)
     assert lengths_of(corpus["valid"], "a") == [3] * 6
