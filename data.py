@@ -268,8 +268,8 @@ def synthetic(seed: int = 0, own: float = 0.0, noise: dict[str, float] = NOISE) 
     """Generate 900 / 200 / 200 segments: modality m shows s + own · o_m + noise_m · e_m.
 
     All modalities share s, drawn around the mood of the video; o_m and e_m are N(0, 1). The label
-    is y = 3/2 s + own/2 · (o_a + o_v + o_l). So `own` is the size of the part of the label that one
-    modality alone shows; at 0 all modalities show the same.
+    is y = 3/2 s + own/2 · (o_a + o_v + o_l), clipped to ±3 and rounded to 0.1. So `own` sets the
+    part of the label that one modality alone shows; at 0 all modalities show the same.
     """
     rng = np.random.default_rng(seed)
     direction = {"a": rng.normal(size=12) / 2, "v": rng.normal(size=8) / 2}

@@ -11,18 +11,18 @@ Journal of Engineering Science Invention, DOI 10.35629/6734-12035360. Read this 
 
 Glossary (code, paper, meaning):
 
-    m, k            m, k            a modality: "a" audio, "v" visual, "l" language; any names work
+    m, k            m, k            a modality: "a" audio, "v" visual, "l" language, or your names
     inputs[m]       X_m             (values, lengths): padded frames or tokens, and true lengths
-    B, B_m          N, M            segments in the batch; those of them that have modality m
+    B, B_m          N or M, –       segments in the batch; those of them that have modality m
     T, d_m          –, d_m          longest sequence; features of a frame. The paper's X_m has no T
     d               d               width that all modalities share after the embedding
     x[m]            x_m             embedded segments, (B, d)
     h[m]            h_m             segments in the shared subspace, (B, d)
     x_hat[m]        x̂_m             reconstruction of x_m, (B, d)
-    logits[m][k]    –               z with D_m(G_k(x_k)) = σ(z), (B,)
+    logits[m][k]    –               z with D_m(G_k(x_k)) = σ(z), (B,); in the losses (B_k,)
     y, prediction   y, ŷ            sentiment in [-3, 3], (B,)
 
-README.md trains on your own tensors. To copy a component, copy its code and the functions it calls.
+README.md has an example on your own tensors. To copy a component, copy it with what it calls.
 `Paper:` / `Here:` / `Why:` say where the code differs from the paper. We had no Figures 1 and 2:
 layers, widths, activations, and the places of LayerNorm and dropout are our choice.
 """
@@ -43,7 +43,7 @@ class LSTMs(nn.Module):
     nn.LSTMs over padded frames replace a packed one, whose CPU gradient takes time quadratic in T.
 
     X: (B, T, d_m) float, T ≥ 1, finite padding on the right; lengths: (B,) int64, each in 0..T
-    -> (B, d) float. Raises IndexError for a length > T.
+    -> (B, d) float. Raises IndexError for a length > T on the CPU.
     """
 
     def __init__(self, d_m: int, d: int, width: int = 64, dropout: float = 0.1):
@@ -89,7 +89,7 @@ class BERTs(nn.Module):
     def forward(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
         steps = torch.arange(input_ids.shape[1], device=input_ids.device)  # (T,)
         tokens = steps < lengths.to(input_ids.device)[:, None]  # (B, T)
-        first = steps == 0  # empty sentences attend to it; otherwise softmax gives NaN
+        first = steps == 0  # empty sentences attend to it: an encoder needs at least one token
         states = self.bert(input_ids, attention_mask=(tokens | first).long()).last_hidden_state
         weights = (tokens if self.pooling == "mean" else tokens & first).to(self.dense.weight.dtype)
         pooled = (states * weights[:, :, None]).sum(1) / weights.sum(1, keepdim=True).clamp(min=1)
@@ -126,7 +126,7 @@ def minimax_loss(real: Tensor, fakes: list[Tensor], form: str = "bounded") -> Te
     if the optimizer maximizes for the discriminators' parameters: see `MSFN.parameter_groups`.
 
     Paper: −log D_m(G_k(x_k)) for each other modality k.
-    Here:  log(1 − D_m(G_k(x_k))), form "bounded"; form "literal" is the print.
+    Here:  log(1 − D_m(G_k(x_k))), form "bounded"; form "literal" is the paper's.
     Why:   the printed value has no upper bound. With three modalities D_m wins it blindly: if every
            logit is −c, then L^a_m = −log σ(−c) ≈ c. The bounded value, a usual GAN's, is at most 0.
 
@@ -189,7 +189,7 @@ def triplet_loss(h: Tensor, y: Tensor, margin: float = 1.0, reduction: str = "me
     if reduction not in ("mean", "sum"):
         raise ValueError(f'reduction must be "mean" or "sum", not {reduction!r}')
     same = y[:, None] == y[None, :]  # (B, B)
-    positive = same & ~torch.eye(len(y), dtype=torch.bool, device=y.device)
+    positive = same.clone().fill_diagonal_(False)  # p ≠ a
     valid = positive[:, :, None] & ~same[:, None, :]  # (B, B, B): [a, p, n]
     h = h.to(torch.promote_types(h.dtype, torch.float32))
     # cdist's default multiplies matrices, which is inexact for near rows far from the origin.
@@ -245,7 +245,7 @@ class SelfAttention(nn.Module):
     """Eq. 13:  F_m = softmax(Q_m K_mᵀ / √d_k) V_m
     Eq. 14:  Q_m = h_m w_m^q,  K_m = h_m w_m^k,  V_m = h_m w_m^v
 
-    The "tokens" are segments: row i of F_m mixes the values of the segments that i may attend to.
+    It attends over segments: row i of F_m mixes the values of the segments that i may attend to.
     h: (B, d) float; mask: (B, B) bool, True at [i, j] if i may attend to j; each row needs one True
     -> (B, d) float
     """
@@ -269,7 +269,7 @@ def attention_mask(video: Tensor, over: str = "video") -> Tensor:
     Why:   over the batch, a prediction depends on what else was drawn; over the segment, F_m = V_m.
 
     video: (B,) int64, equal in a video, negative if unknown -> (B, B) bool. Raises ValueError for
-    another reading.
+    another `over`.
     """
     diagonal = torch.eye(len(video), dtype=torch.bool, device=video.device)
     if over == "video":
@@ -316,14 +316,14 @@ class MSFNConfig:
     alpha: float = 0.2  # α: weight of the adversarial loss L^a
     beta: float = 0.5  # β: weight of the distance loss L^d
     gamma: float = 0.2  # γ: weight of the reconstruction loss L^rl
-    dropout: float = 0.1  # dropout rate; embeddings take their own
+    dropout: float = 0.1  # dropout rate
     adversarial: Literal["bounded", "literal"] = "bounded"  # log(1 − D(fake)), or −log D(fake)
     triplet_features: Literal["h", "x"] = "h"  # Eq. 9: distances between h_m or between x_m
     margin: float = 1.0  # δ: margin of Eq. 9
-    classes: Literal["seven", "sign"] = "seven"  # Eq. 9: those of Acc-7, or the sign
+    classes: Literal["seven", "sign"] = "seven"  # Eq. 9: the seven of Acc-7, or the sign
     detach_target: bool = False  # Eq. 12: no gradient through the target x_m
-    attention: Literal["video", "batch", "segment"] = "video"  # Eq. 13: attend within …
-    reduction: Literal["mean", "sum"] = "mean"  # Eqs. 9, 12, 15: sums in the print
+    attention: Literal["video", "batch", "segment"] = "video"  # Eq. 13: range of attention
+    reduction: Literal["mean", "sum"] = "mean"  # Eqs. 9, 12, 15: the paper has sums
 
     def __post_init__(self):
         for field in fields(MSFNConfig):
@@ -353,7 +353,7 @@ class Losses(NamedTuple):
     reconstruction: Tensor
 
 
-def present(values: dict[str, Tensor], rows: dict[str, Tensor]) -> dict[str, Tensor]:
+def select_present(values: dict[str, Tensor], rows: dict[str, Tensor]) -> dict[str, Tensor]:
     """Select the rows in which each modality is present: (B, …) -> (B_m, …)"""
     return {m: values[m][rows[m]] for m in rows}
 
@@ -361,7 +361,8 @@ def present(values: dict[str, Tensor], rows: dict[str, Tensor]) -> dict[str, Ten
 class MSFN(nn.Module):
     """The whole model: Eqs. 1–4, 11, 13, 14 in `forward`; Eqs. 5–10, 12, 15, 16 in `losses`.
 
-    embeddings: {m: a module such as `LSTMs`, called with (values, lengths) -> x_m: (B, d)}
+    embeddings: {m: a module such as `LSTMs`, called with (values, lengths) -> x_m: (B, d)}, which
+    have dropout rates of their own
     """
 
     def __init__(self, config: MSFNConfig, embeddings: dict[str, nn.Module]):
@@ -397,7 +398,7 @@ class MSFN(nn.Module):
         logits = {m: {k: self.discriminators[m](h[k]) for k in h} for m in h}  # of Eqs. 5–7
         x_hat = {m: self.decoders[m](h[m]) for m in h}  # Eq. 11
         if video is None:
-            video = torch.full((len(lengths),), -1, device=device)
+            video = torch.full_like(lengths, -1, device=device)
         mask = attention_mask(video, self.config.attention)
         attended = torch.cat([self.attentions[m](h[m], mask) for m in h], dim=-1)  # Eqs. 13, 14: F
         return Output(self.predictor(attended), x, h, x_hat, logits, rows)
@@ -410,14 +411,14 @@ class MSFN(nn.Module):
         which still divide by the number of modalities. y: (B,) float
         """
         c, rows = self.config, output.rows
-        x, h, x_hat = (present(part, rows) for part in (output.x, output.h, output.x_hat))
-        logits = {m: present(output.logits[m], rows) for m in rows}
+        x, h, x_hat = (select_present(part, rows) for part in (output.x, output.h, output.x_hat))
+        logits = {m: select_present(output.logits[m], rows) for m in rows}
         classes = {m: sentiment_classes(y[rows[m]], c.classes) for m in rows}
-        compared = h if c.triplet_features == "h" else x
+        features = h if c.triplet_features == "h" else x
         target = {m: x[m].detach() for m in x} if c.detach_target else x
         task = task_loss(output.prediction, y, c.reduction)  # Eq. 15
         adversarial = adversarial_loss(logits, c.adversarial)  # Eqs. 5–8
-        distance = distance_loss(compared, classes, c.margin, c.reduction)  # Eqs. 9, 10
+        distance = distance_loss(features, classes, c.margin, c.reduction)  # Eqs. 9, 10
         reconstruction = reconstruction_loss(target, x_hat, c.reduction)  # Eq. 12
         total = task + c.alpha * adversarial + c.beta * distance + c.gamma * reconstruction
         return Losses(total, task, adversarial, distance, reconstruction)

@@ -24,7 +24,7 @@ from torch.func import functional_call
 
 import train
 from data import MODALITIES
-from msfn import present
+from msfn import select_present
 from plumbing import UserError
 
 # ── What the baselines share ──────────────────────────────────────────────────────────────────────
@@ -609,7 +609,7 @@ class ARGF(Baseline):
         return ARGFOutput(prediction, present_rows(X), x, e, decoded, unimodal)
 
     def losses(self, output: ARGFOutput, y: Tensor) -> ARGFLosses:
-        rows, e = output.rows, present(output.e, output.rows)
+        rows, e = output.rows, select_present(output.e, output.rows)
         task = F.l1_loss(output.prediction, y)
         fooling = reconstruction = unimodal = y.new_zeros(())
         discriminator = mean_of(F.softplus(-self.discriminator(e["l"].detach()))) / 2

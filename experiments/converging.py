@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import train
 from experiments.baselines import cmd
-from msfn import MSFN, Losses, MSFNConfig, Output, present
+from msfn import MSFN, Losses, MSFNConfig, Output, select_present
 from plumbing import explained, regular
 from plumbing.runs import RunFolder
 
@@ -83,7 +83,7 @@ class Converging(Averaged):
 
     def losses(self, output: Output, y: Tensor) -> Losses:
         losses = super().losses(output, y)
-        R = gradient_penalty(self.discriminators, present(output.h, output.rows))
+        R = gradient_penalty(self.discriminators, select_present(output.h, output.rows))
         return replace_game(self.config, losses, losses.adversarial - self.rho / 2 * R)
 
     def parameter_groups(self) -> list[dict]:
@@ -103,7 +103,7 @@ class CMDInstead(Averaged):
     """L = L^task + α CMD(h) + β L^d + γ L^rl;  CMD(h) is logged as L^a, no discriminator learns"""
 
     def losses(self, output: Output, y: Tensor) -> Losses:
-        h = {m: v for m, v in present(output.h, output.rows).items() if len(v)}
+        h = {m: v for m, v in select_present(output.h, output.rows).items() if len(v)}
         discrepancy = mean_cmd(h) if len(h) > 1 else y.new_zeros(())
         losses = super().losses(output, y)
         game = discrepancy + 0 * losses.adversarial  # DDP wants a gradient for each parameter

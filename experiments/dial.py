@@ -5,14 +5,14 @@
     python -m experiments.dial --print                  # the tables of finished runs alone
     python -m experiments.dial --print --draw dial.png  # and the picture of own; needs matplotlib
 
-    own     size of the part of the label that each modality alone shows; 0: all show the same
+    own     sets the part of the label that each modality alone shows; 0: all show the same
     train   number of segments to train with
     noise   noise of audio
 
 Seed s trains on the corpus of seed s, so that intervals hold over corpora, too. The table of a dial
-shows what a loss adds to test MAE (below 0: it helps), and what it adds if one modality is missing
-in test; L^d and L^rl are added to the bounded L^a. Each run is a line of --results, and the same
-command continues where it stopped.
+shows what a loss adds to test MAE if it joins the other two, and what losses add to L^task alone
+(below 0: they help); the same if one modality is missing in test. Where no form is named, L^a is
+bounded. Each run is a line of --results, and the same command continues where it stopped.
 """
 
 import contextlib

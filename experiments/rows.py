@@ -77,7 +77,7 @@ ROWS = {
     "TFN (B)": Row(f"{SEGMENTS} --learning-rate 1e-3 --bert-learning-rate 1e-4", TFN),
     "LMF (B)": Row(f"{SEGMENTS} --learning-rate 3e-4 --bert-learning-rate 1e-4", LMF),
     "ICCN (B)": Row(f"{SEGMENTS} --learning-rate 3e-4 --bert-learning-rate 1e-4", ICCN),
-    "ARGF (B)": Row(f"{SEGMENTS} --learning-rate 3e-4 --bert-learning-rate 1e-4", ARGF),
+    "ARGF (B)": Row(f"{SEGMENTS} --learning-rate 1e-4 --bert-learning-rate 1e-4", ARGF),
     "MISA (B)": Row(f"{SEGMENTS} --learning-rate 1e-3 --bert-learning-rate 1e-4", MISA),
     "MSFN, segment": Row(SEGMENTS),
     "text only": Row(f"{SEGMENTS} --modalities l {TASK}"),

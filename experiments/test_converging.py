@@ -73,7 +73,7 @@ def test_the_discriminators_alone_pay_the_penalty():
         session, output, y = a_step(Converging, decay=0.9, rho=rho)
         model, losses = session.model, session.model.losses(output, y)
         assert [group.get("betas") for group in model.parameter_groups()] == [None, betas]
-        R = gradient_penalty(model.discriminators, msfn.present(output.h, output.rows))
+        R = gradient_penalty(model.discriminators, msfn.select_present(output.h, output.rows))
         printed = msfn.MSFN.losses(model, output, y).total
         close(losses.total.item(), printed.item() - 0.2 * rho / 2 * R.item(), atol=1e-5)
         losses.total.backward()
@@ -86,7 +86,7 @@ def test_the_discriminators_alone_pay_the_penalty():
 def test_cmd_replaces_the_game():
     session, output, y = a_step(CMDInstead, {"alpha": 3.0}, decay=0.9)
     config, losses = session.config, session.model.losses(output, y)
-    h = msfn.present(output.h, output.rows)
+    h = msfn.select_present(output.h, output.rows)
     close(losses.adversarial.item(), mean_cmd(h).item())
     rest = config.beta * losses.distance + config.gamma * losses.reconstruction
     close(losses.total.item(), (losses.task + 3 * losses.adversarial + rest).item(), atol=1e-5)
