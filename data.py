@@ -71,8 +71,8 @@ def load(dataset: str, path: str | Path | None = None, labels: str | Path | None
     labels: a CSV with the text of a file that has none; None takes *label*.csv beside the file
     """
     if dataset == "synthetic":
-        if path:
-            raise UserError(f"--dataset synthetic is generated and takes no file, but got {path}")
+        if file := path or labels:
+            raise UserError(f"--dataset synthetic is generated and takes no file, but got {file}")
         return synthetic()
     corpus = load_any(path or fetch.data_file(dataset, "data"), labels)
     if corpus.name != dataset and corpus.name in formats.CORPORA:

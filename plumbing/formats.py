@@ -84,8 +84,8 @@ def read(path: str | Path, labels: str | Path | None = None) -> Parts:
 def splits_of(path: str | Path) -> dict[str, Any]:
     """{"train" | "valid" | "test": the content} of a file, or of the files of those names."""
     if os.path.isdir(path):
-        files = {name: f"{path}/{name}.pkl" for name in SPELLED}
-        content = {name: pickles.read(f) for name, f in files.items() if os.path.exists(f)}
+        files = [f for f in Path(path).iterdir() if f.suffix.lower() in (".pkl", ".pickle")]
+        content = {f.stem: pickles.read(f) for f in files if f.stem in SPELLED}
     else:
         content = pickles.read(path)
     keys = set(content) if isinstance(content, dict) else set()

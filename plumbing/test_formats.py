@@ -114,7 +114,7 @@ def test_misa(tmp_path: Path, folder: bool):
     parts["train"] = [(("so good", *x[1:]), label, id) for x, label, id in parts["train"]]
     path = tmp_path if folder else write(tmp_path / "f", parts)
     for name, part in parts.items():
-        write(tmp_path / f"{name}.pkl", part)
+        write(tmp_path / f"{name}.{'Pickle' if name == 'dev' else 'pkl'}", part)
     corpus = data.load("mosi", path)
     assert corpus.widths == {"a": 74, "v": 47} and corpus["valid"].video[3] == "v1"
     assert [corpus[s].text[2] for s in data.SPLITS] == ["so good", *["SENTENCE NUMBER 2"] * 2]
