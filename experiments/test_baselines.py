@@ -14,7 +14,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from transformers import BertConfig, BertModel
 
 import data
 import plumbing
@@ -23,9 +22,10 @@ from data import MODALITIES
 from experiments import baselines, predict, rows
 from experiments.rows import ROWS
 from experiments.word_vectors import Static
-from plumbing import encoders
 from plumbing.metrics import metrics
 from plumbing.packing import Packed
+from plumbing.test_packing import tiny_bert
+from plumbing.test_runs import stop
 
 WIDTHS = {"a": 5, "v": 3}
 seeds = st.integers(0, 2**31 - 1)
@@ -41,10 +41,7 @@ def close(a, b, atol=1e-9):
 
 
 def small_encoder():
-    torch.manual_seed(9)
-    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1}
-    config = BertConfig(vocab_size=20, num_attention_heads=2, max_position_embeddings=16, **sizes)
-    return Packed(BertModel(config, add_pooling_layer=False))
+    return Packed(tiny_bert("sdpa"))
 
 
 def made(row):
@@ -369,13 +366,6 @@ def test_laws(row):
     assert torch.isfinite(together).all() and len(together.unique()) == len(y)
 
 
-def stop_in_the_second_epoch(config, build, loaders=encoders):
-    """Train, and fail before the second epoch's checkpoint is saved."""
-    epochs = iter([{}])
-    with pytest.raises(StopIteration):
-        train.train(config, None, build, lambda session: next(epochs), loaders)
-
-
 @pytest.mark.parametrize("row", [*BASELINES, "LMF (static) with GloVe", "long-0", "alike"])
 def test_a_stopped_run_resumes_to_the_same_bits(row, few, tmp_path, monkeypatch):
     """And a run of another row does not resume it."""
@@ -386,8 +376,8 @@ def test_a_stopped_run_resumes_to_the_same_bits(row, few, tmp_path, monkeypatch)
     vectors.write_text("\n".join(GLOVE))
     argv += ["--bert", str(vectors)] if file else []
     rows.main([row, *argv, "--name", "whole"])
-    config = train.parse([*ROWS[row].options.split(), *argv, "--name", "cut"])[0]
-    stop_in_the_second_epoch(config, ROWS[row].model, ROWS[row])
+    config = train.Config(**train.parse([*ROWS[row].options.split(), *argv, "--name", "cut"]))
+    stop(config, epoch=0, build=ROWS[row].model, loaders=ROWS[row])
     vectors.unlink()
     other = "TFN (B)" if row == "LMF (B)" else "LMF (B)"
     with pytest.raises(plumbing.UserError, match=r"checkpoint\.pt|holds no encoder"):

@@ -21,14 +21,10 @@ from experiments.converging import (
 )
 from experiments.test_baselines import close, normal, seeds
 from experiments.triplets import triplet_loss_large
+from plumbing.test_runs import quick
 
 MODALITIES = "avl"
 labels = st.lists(st.integers(-3, 3), min_size=1, max_size=9)
-
-
-def quick(folder="runs", **chosen):
-    chosen = {"epochs": 2, "d": 16, "lstm_width": 8, "runs": str(folder), **chosen}
-    return train.Config(dataset="synthetic", **chosen)
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +94,8 @@ def test_cmd_replaces_the_game():
 
 def test_the_mean_follows_each_step_and_evaluation_uses_it_alone():
     """And it changes no step: the weights are those of plain MSFN."""
-    plain, session = train.Session(quick()), train.Session(quick(), build(Averaged, decay=0.9))
+    config = quick(batch_size=12)  # three batches
+    plain, session = train.Session(config), train.Session(config, build(Averaged, decay=0.9))
     model, expected = session.model, None
     live = {n: p for n, p in model.named_parameters() if not n.startswith("mean.")}
     trained = [p for group in session.optimizer.param_groups for p in group["params"]]

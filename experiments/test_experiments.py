@@ -20,8 +20,8 @@ from experiments import benchmark, figures, predict, similarity
 from experiments.baselines import cmd
 from experiments.converging import mean_cmd
 from experiments.test_baselines import close, normal
-from experiments.test_converging import quick
 from plumbing.metrics import metrics
+from plumbing.test_runs import quick
 
 
 def floats(*seed_and_shape):

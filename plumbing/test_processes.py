@@ -14,7 +14,7 @@ import torch
 import train
 from plumbing import UserError, processes
 from plumbing.runs import RunFolder
-from plumbing.test_runs import forks, needs_linux, quick, small_corpus  # noqa: F401
+from plumbing.test_runs import needs_linux, quick, small_corpus  # noqa: F401
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -56,7 +56,6 @@ def loss_and_gradients(config: train.Config) -> dict[str, torch.Tensor]:
     return {"loss": loss.detach(), **gradients}
 
 
-@forks
 @needs_linux
 @pytest.mark.parametrize("number, batch_size", [(2, 7), (3, 2), (2, 1)])
 def test_processes_give_the_loss_and_gradients_of_one(number, batch_size, tmp_path):
@@ -67,7 +66,6 @@ def test_processes_give_the_loss_and_gradients_of_one(number, batch_size, tmp_pa
         torch.testing.assert_close(result, alone, atol=1e-10, rtol=1e-9)
 
 
-@forks
 @needs_linux
 def test_with_dropout_all_processes_see_the_same(tmp_path):
     """The shares of a batch have different dropout, even if they hold the same segments."""
@@ -86,7 +84,6 @@ def test_with_dropout_all_processes_see_the_same(tmp_path):
     assert (first - second).abs().max() > 1e-3
 
 
-@forks
 @needs_linux
 def test_a_run_of_two_processes_predicts_as_the_run_of_one(tmp_path, capfd):
     """Process 0 alone writes and prints; both return what results.json holds."""

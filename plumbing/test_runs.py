@@ -24,8 +24,6 @@ from plumbing import UserError, encoders
 from plumbing.runs import RunFolder
 
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="needs fork and SIGKILL")
-# Python 3.12 warns of a fork beside other threads; here those are tqdm's, which hold no lock.
-forks = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 
 
 def quick(folder: Path | str = "runs", **chosen) -> train.Config:
@@ -57,14 +55,18 @@ def whole(tmp_path_factory) -> Path:
     return folder / "whole"
 
 
+def stop(config: train.Config, epoch: int, **parts) -> None:
+    """Train, and fail when the checkpoint of this epoch is saved."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(train, "epoch_line", lambda entry, **_: 1 // (epoch - entry["epoch"]))
+        train.train(config, **parts)
+
+
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory) -> Path:
     """The folder of a run that stopped after two epochs of three. Tests leave it as it is."""
     folder = tmp_path_factory.mktemp("stopped")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "epoch_line", lambda entry, **_: 1 // (1 - entry["epoch"]))
-        with pytest.raises(ZeroDivisionError):
-            train.train(quick(folder, name="run"))
+    stop(quick(folder, name="run"), epoch=1)
     return folder / "run"
 
 
@@ -114,10 +116,9 @@ def killed_run(folder: Path, name: str, number: int) -> None:
 
 
 MOMENTS = [(name, n) for name in ("metrics.jsonl", "checkpoint.pt") for n in (1, 2, 3)]
-MOMENTS += [("model.safetensors", 1), ("results.json", 1)]
+MOMENTS += [(name, 1) for name in ("standardizer.json", "model.safetensors", "results.json")]
 
 
-@forks
 @needs_linux
 @pytest.mark.parametrize("name, number", MOMENTS)
 def test_a_killed_run_resumes_to_the_same_bits(name, number, whole, tmp_path, monkeypatch):
