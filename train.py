@@ -100,8 +100,8 @@ class Config(MSFNConfig):
                 setattr(self, name, os.path.abspath(path))
 
 
-def parse(argv: list[str]) -> tuple[Config | None, str | None, dict]:
-    """-> (config, None, {}), or (None, run, changes) after --resume. Raises UserError."""
+def parse(argv: list[str]) -> dict[str, Any]:
+    """What was typed, by field; "resume" is RUN of --resume. Exits with code 2 after a typo."""
     return options.parse(Config, argv, __doc__, PRESETS, GROUPS)
 
 
@@ -228,7 +228,7 @@ def train_epoch(session: Session, epoch: int) -> dict[str, float]:
     """-> the mean over the batches of each number that `train_step` logs.
 
     All randomness comes from (seed, epoch), so that a resumed run draws the same numbers. If a
-    loss was not finite, raises UserError that names the term and the segments.
+    number was not finite, raises UserError that names it and the segments of the first such batch.
     """
     session.model.train()
     torch.manual_seed(session.config.seed * 1_000_003 + epoch)
@@ -238,12 +238,11 @@ def train_epoch(session: Session, epoch: int) -> dict[str, float]:
         for name, value in train_step(session, batch).items():
             logged[name].append(value)
     logged = {name: torch.stack(values).cpu() for name, values in logged.items()}
-    for name in sorted(logged, key=lambda name: name == "total"):  # last: a term names the cause
-        if bad := (~logged[name].isfinite()).nonzero()[:, 0].tolist():
-            rows = batches.batch_sampler[bad[0]]
+    for k, rows in enumerate(batches.batch_sampler):
+        if broken := [name for name in logged if not logged[name][k].isfinite()]:
             ids = " ".join(session.segments["train"].split.ids[i] for i in rows)
             raise UserError(
-                f"{name} is {logged[name][bad[0]]} in epoch {epoch}, segments {ids}: stopped, the "
+                f"{', '.join(broken)} not finite in epoch {epoch}, segments {ids}: stopped, the "
                 "last checkpoint is kept; a smaller --learning-rate may help"
             )
     return {name: statistics.fmean(values.tolist()) for name, values in logged.items()}
@@ -283,13 +282,13 @@ def train(
     name = session.corpus.name
     if folder is None:
         folder = RunFolder.create(config.runs, config.name, f"{name}-seed{config.seed}")
-        standardizer = session.standardizer.to_dict()
-        folder.describe(standardizer, session.encoder.config, session.tokenizer)
     print(summary(session), flush=True)
     best = {"epoch": -1, "valid": dict.fromkeys(COLUMNS, math.inf)}
     fresh = {"epoch": 0, "best": best, "data": session.corpus.fingerprint}
     progress = folder.load_checkpoint(session.model, session.optimizer, fresh)
     folder.write_config(asdict(config) | {"data": session.corpus.path})  # with --resume's changes
+    if not folder.checkpoint.exists():
+        folder.describe(session.standardizer.to_dict(), session.encoder.config, session.tokenizer)
     best = progress["best"]
     for epoch in range(progress["epoch"], config.epochs):
         if epoch - best["epoch"] > config.patience:
@@ -333,14 +332,14 @@ def summary(session: Session) -> str:
 
 def main(argv: list[str], **parts: Any) -> None:
     """Start, resume or show a run. parts: build, observe, loaders of `train`. Raises UserError."""
-    config, resumed, changes = parse(argv)
+    typed = parse(argv)
+    resumed = typed.pop("resume", None)
     folder = None if resumed is None else RunFolder(resumed)
     processes.start()
-    if folder:
-        config = read_config(folder.path, changes)
+    config = read_config(folder.path, typed) if folder else Config(**typed)
     if folder is None or not folder.results.exists():
         train(config, folder, **parts)
-    elif changes:
+    elif typed:
         raise UserError(f"{resumed} is finished: start a new run to train it with other options")
     else:
         with explained(f"{folder.results} is damaged"):

@@ -95,7 +95,7 @@ def main(argv: list[str]) -> None:
     typed = own.parse_args(words)
     if typed.repeats < 1:
         raise UserError(f"--repeats must be at least 1, not {typed.repeats}")
-    config = train.parse(["--dataset", "synthetic", *options])[0]
+    config = train.Config(**train.parse(["--dataset", "synthetic", *options]))
     if "l" not in config.modalities:
         raise UserError("the floor of a step is the encoder's: leave l in --modalities")
     session = train.Session(config)

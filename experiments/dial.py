@@ -81,7 +81,7 @@ def run(own: float, segments: int, noise: float, row: str, seed: int) -> dict[st
     corpus.splits["train"] = data.Split(part)
     with tempfile.TemporaryDirectory() as runs, contextlib.redirect_stdout(io.StringIO()):
         options = ["--dataset", "synthetic", "--seed", str(seed), "--runs", runs, "--name", "run"]
-        config = train.parse([*options, *TRAINED[row].split()])[0]
+        config = train.Config(**train.parse([*options, *TRAINED[row].split()]))
         results = train.train(config, corpus=corpus)
         model, test = load(Path(runs, "run")), corpus["test"]
         missing = [metrics(model.split(test, m), test.y)["mae"] for m in ("vl", "al", "av")]

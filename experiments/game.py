@@ -69,9 +69,8 @@ def main(argv: list[str]) -> None:
     typed = own.parse_args(words)
     measured = {}
     for seed in range(typed.seeds):
-        config = train.parse(
-            ["--dataset", "synthetic", *options, "--device", "cpu", "--seed", str(seed)]
-        )[0]
+        argv = ["--dataset", "synthetic", *options, "--device", "cpu", "--seed", str(seed)]
+        config = train.Config(**train.parse(argv))
         session = train.Session(config, build(Converging, decay=0.99, rho=0.0))
         x, valid = embed(session, "train")["x"], embed(session)
         for part in session.model, session.model.mean:

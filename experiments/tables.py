@@ -96,7 +96,7 @@ def check_options(folder: Path, argv: list[str]) -> None:
     """Raises UserError if the run in `folder` was started with other options than `argv`."""
     if not (folder / "config.json").exists():
         return
-    asked, used = asdict(train.parse(argv)[0]), asdict(train.read_config(folder))
+    asked, used = asdict(train.Config(**train.parse(argv))), asdict(train.read_config(folder))
     for key in set(asked) - {"name", "runs"} - ({"data"} if asked["data"] is None else set()):
         if used[key] != asked[key]:
             raise UserError(
@@ -239,7 +239,7 @@ def main(argv: list[str]) -> None:
     else:
         points = {row: (row, "") for row in [SETS[typed.set][0], *rows]}
     options = ["--dataset", "mosei" if typed.set == "table3" else "mosi", *options]
-    runs, work = typed.runs / train.parse(options)[0].dataset, {}
+    runs, work = typed.runs / train.Config(**train.parse(options)).dataset, {}
     for seed, (label, (row, point)) in product(range(typed.seeds), points.items()):
         argv = [*options, "--seed", str(seed), *ROWS[row].options.split(), *point.split()]
         if typed.vectors and ROWS[row].static:

@@ -83,7 +83,7 @@ def test_rates_are_sorted_by_valid_and_never_read_test(tmp_path, monkeypatch, ca
     tables.main([*argv, "--runs", str(tmp_path)])
     best, second = cells(capsys.readouterr().out)[2:4]
     assert best[:2] == [f"**TFN (B): {tables.RATES[2]}**", "1.000"] and second[1] == "2.000"
-    configs = [(row, train.parse(options)[0]) for row, options in started.values()]
+    configs = [(row, train.Config(**train.parse(options))) for row, options in started.values()]
     assert (
         len({(row, c.learning_rate, c.bert_learning_rate, c.dropout) for row, c in configs}) == 12
     )
@@ -95,7 +95,7 @@ def test_rates_are_sorted_by_valid_and_never_read_test(tmp_path, monkeypatch, ca
 def test_sets_have_rows_and_a_reading_changes_one_option():
     default = vars(train.Config())
     for row in SETS["readings"][1:]:
-        config = vars(train.parse(ROWS[row].options.split())[0])
+        config = vars(train.Config(**train.parse(ROWS[row].options.split())))
         changed = [key for key in config if config[key] != default[key]]
         assert len(changed) == (2 if row == "rest-1e-3" else 1), row
     assert set(ROWS) == {row for rows in SETS.values() for row in rows}

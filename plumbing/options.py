@@ -9,7 +9,7 @@ import inspect
 import re
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
-from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from plumbing import UserError, printable
 
@@ -26,41 +26,28 @@ def check(config: Any, ranges: Ranges) -> None:
     """
     for name, kind in get_type_hints(type(config)).items():
         value, allowed = getattr(config, name), get_args(kind) or (kind,)
+        is_number = type(value) in (int, float)
         if get_origin(kind) is Literal:
             valid = value in allowed
         else:
-            valid = type(value) in allowed or (float in allowed and type(value) is int)
-        if not valid:
-            names = " or ".join(getattr(each, "__name__", str(each)) for each in allowed)
-            raise invalid(name, value, names)
-        demand(config, name, lambda v: v != "", "some text")  # an unset variable of the shell
-        if type(value) in (int, float):
-            demand(config, name, lambda n: abs(n) < 2**31, "a number below 2**31")  # NaN is not
+            valid = type(value) in allowed or (float in allowed and is_number)
+        names = " or ".join(getattr(each, "__name__", str(each)) for each in allowed)
+        demand(valid, name, value, names)
+        demand(value != "", name, value, "some text")  # an unset variable of the shell
+        demand(not is_number or abs(value) < 2**31, name, value, "a number below 2**31")  # no NaN
     for what, (holds, names) in ranges.items():
         for name in names.split():
-            demand(config, name, holds, what)
+            value = getattr(config, name)
+            demand(value is None or holds(value), name, value, what)
 
 
-def demand(config: Any, name: str, holds: Callable[[Any], bool], what: str) -> None:
-    """Raise UserError unless the field is None or holds(its value)."""
-    value = getattr(config, name)
-    if value is not None and not holds(value):
-        raise invalid(name, value, what)
-
-
-def invalid(name: str, value: Any, what: str) -> UserError:
-    return UserError(f"{flag(name)} must be {what}, not {printable(repr(value))}")
+def demand(holds: bool, name: str, value: Any, what: str) -> None:
+    if not holds:
+        raise UserError(f"{flag(name)} must be {what}, not {printable(repr(value))}")
 
 
 def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
-
-
-class Parser(argparse.ArgumentParser):
-    """Raises UserError with two lines for a typo, instead of printing the usage and exiting."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}\n{self.prog} --help lists the options")
 
 
 def comments(kind: type) -> dict[str, str]:
@@ -75,18 +62,16 @@ def parse(
     description: str,
     presets: dict[str, dict[str, Any]],
     groups: dict[str, str],
-) -> tuple[Any, str | None, dict[str, Any]]:
-    """Parse a command line. Raises UserError for a typo.
+) -> dict[str, Any]:
+    """What was typed, by field; "resume" is RUN of --resume. Exits with code 2 after a typo.
 
     kind: a dataclass. presets: what differs from its defaults, by name, for --help.
     groups: {group of --help: names of its fields}
-    -> (kind(**typed), None, {}), or (None, RUN, typed) after --resume RUN, beside which only
-    RESUMABLE can be typed
     """
-    # Nothing has a default here: `kind` must be able to tell what was typed.
-    parser = Parser(
+    # Nothing has a default here, so that `kind` can tell what was typed.
+    parser = argparse.ArgumentParser(
         prog="python train.py",
-        usage="%(prog)s [options]",
+        usage="%(prog)s [options]; --help lists them",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
@@ -106,12 +91,9 @@ def parse(
     group.add_argument("--resume", metavar="RUN", help=text)
     group.add_argument("-h", "--help", action="help", help="show this help and exit")
     typed = vars(parser.parse_args(argv))
-    if "resume" not in typed:
-        return kind(**typed), None, {}
-    run = typed.pop("resume")
-    if not typed.keys() <= set(RESUMABLE):
+    if "resume" in typed and not typed.keys() <= {"resume", *RESUMABLE}:
         parser.error(f"--resume takes no other options than {changes}")
-    return None, run, typed
+    return typed
 
 
 def add(

@@ -1,6 +1,7 @@
 """What a user types: a mistake ends in one or two lines and exit code 2, and no run begins."""
 
 import re
+import sys
 from dataclasses import fields
 
 import pytest
@@ -33,11 +34,11 @@ VALUES = {
 @pytest.mark.parametrize("argv, words", (TYPOS | VALUES).items())
 def test_a_mistake_is_one_message(argv, words, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert plumbing.run(train.main, argv.split()) == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith("error: ") and words in lines[0]
-    if argv in TYPOS:
-        assert lines[1:] == ["python train.py --help lists the options"]
+    with pytest.raises(SystemExit, match="2"):
+        sys.exit(plumbing.run(train.main, argv.split()))
+    *usage, line = capsys.readouterr().err.splitlines()
+    assert "error: " in line and words in line
+    assert usage == ["usage: python train.py [options]; --help lists them"] * (argv in TYPOS)
     assert not list(tmp_path.iterdir())
 
 
@@ -60,11 +61,6 @@ def test_help_lists_each_option_once_with_its_defaults(capsys, monkeypatch):
         if default not in (None, True, False):
             assert f"(default: {default}" in " ".join(rest.split()), flag
     assert "(default: 128; mosei: 256; synthetic: 64)" in text
-
-
-def test_what_may_change_in_a_run_is_returned_apart():
-    argv = ["--resume", "runs/x", "--epochs", "9", "--device", "cpu"]
-    assert train.parse(argv) == (None, "runs/x", {"epochs": 9, "device": "cpu"})
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(train.Config)])
