@@ -123,10 +123,10 @@ class Standardizer:
         return cls(mean, std)
 
     def __call__(self, m: str, x: np.ndarray) -> np.ndarray:
-        """Standardize frames of modality m. x: (T, d), as in the file -> (T, d) float32, finite"""
+        """Standardize modality m. x: (T, d) of a file, any d if T = 0 -> (T, d) float32, finite"""
         std = np.where(self.std[m] > 0, self.std[m], np.inf)  # x / ∞ = 0: a constant column
         with np.errstate(over="ignore"):
-            z = (nan_if_infinite(x) - self.mean[m]) / std
+            z = (nan_if_infinite(x).reshape(len(x), len(std)) - self.mean[m]) / std
         return np.where(np.isnan(z), 0, np.clip(z, -1e6, 1e6)).astype(np.float32)
 
     def to_dict(self) -> dict[str, dict[str, list[float]]]:

@@ -2,8 +2,8 @@
 
 Each class gives its equations, its source and its differences. These are common to all:
 
-    Paper: the originals' code averages over padding, too, and sums |y − ŷ| over a batch. Files of
-           MMSA and MulT reach the models as they are. MMSA's `text_bert` stops after 50 tokens.
+    Paper: MMSA's code averages over padding, too, and takes features as they are in the file; its
+           `text_bert` stops after 50 tokens. TFN's and LMF's own code sums |y − ŷ| over a batch.
     Here:  means over true frames; the mean |y − ŷ|; frames standardized by train; whole texts (21
            of MOSI's 2,199 are longer than 50 tokens); `config.dropout` at each dropout of the
            originals; Adam, gradients clipped by norm, no weight decay.
@@ -13,6 +13,7 @@ Throughout, `encoder` is called like those of transformers, and inputs[m] = (val
 lengths (B,) int64) as in `msfn.MSFN.forward`.
 """
 
+import math
 from collections import namedtuple
 from itertools import combinations, pairwise
 from typing import NamedTuple
@@ -34,7 +35,7 @@ L1 = namedtuple("L1", "total")
 
 
 class Baseline(nn.Module):
-    """A `train.Trainable`; its loss is the mean |y − ŷ| unless it has others."""
+    """What train.py needs of a model in one process. Its loss is mean |y − ŷ|, or another."""
 
     def __init__(self, encoder: nn.Module):
         super().__init__()
@@ -132,19 +133,10 @@ def with_one(h: Tensor) -> Tensor:
     return F.pad(h, (1, 0), value=1.0)
 
 
-def tensor_fusion(h: dict[str, Tensor]) -> Tensor:
-    """Z = z_a ⊗ z_v ⊗ z_l,  z_m = [1; h_m]
-
-    The ones keep each h_m and each product of two as faces of Z beside the products of three.
-
-    h[m]: (B, d_m) -> (B, 1 + d_a, 1 + d_v, 1 + d_l)
-    """
-    return torch.einsum("bi,bj,bk->bijk", *(with_one(h[m]) for m in MODALITIES))
-
-
 class TFN(Baseline):
     """Tensor Fusion Network (Zadeh et al., EMNLP 2017):  ŷ = 6 σ(f(z_a ⊗ z_v ⊗ z_l)) − 3
 
+    z_m = [1; h_m]: the ones keep each h_m and each product of two beside the products of three.
     After its own code (A2Zadeh/TensorFusionNetwork) and Justin1904/TensorFusionNetworks, whose σ on
     [−3, 3] this is; f: Dropout, twice Linear and ReLU, Linear. Loss: mean |y − ŷ|.
 
@@ -160,26 +152,17 @@ class TFN(Baseline):
         self.f = nn.Sequential(nn.Dropout(drop), *dense((1 + d) ** 3, hidden, hidden, 1))
 
     def forward(self, inputs: dict, video: Tensor | None = None) -> Prediction:
-        Z = tensor_fusion(self.unimodal(self.read(inputs)))
+        h = self.unimodal(self.read(inputs))
+        Z = torch.einsum("bi,bj,bk->bijk", *(with_one(h[m]) for m in MODALITIES))
         return Prediction(6 * self.f(Z.flatten(1)).squeeze(1).sigmoid() - 3)
-
-
-def low_rank_fusion(h: dict[str, Tensor], factors: dict[str, Tensor], w: Tensor) -> Tensor:
-    """Σ_r w_r Π_m z_m · W_m^(r):  Z of `tensor_fusion` times a tensor of rank R, without making Z
-
-    h[m]: (B, d_m), factors[m]: (R, 1 + d_m), w: (R,) -> (B,)
-    """
-    products = 1
-    for m in MODALITIES:
-        products = products * (with_one(h[m]) @ factors[m].T)  # (B, R)
-    return products @ w
 
 
 class LMF(Baseline):
     """Low-rank Multimodal Fusion (Liu et al., ACL 2018):  ŷ = Σ_r w_r Π_m z_m · W_m^(r) + b
 
+    That is TFN's z_a ⊗ z_v ⊗ z_l times a tensor of rank R, without making either.
     After its own code (Justin1904/Low-rank-Multimodal-Fusion), which learns w where the paper sums
-    over r. The fusion is linear up to ŷ. Loss: mean |y − ŷ|.
+    over r. Nothing but b follows the product. Loss: mean |y − ŷ|.
 
     Paper: settings for MOSI were never published.
     Here:  rank 4; a and v 16 wide, l 64.
@@ -200,7 +183,8 @@ class LMF(Baseline):
 
     def forward(self, inputs: dict, video: Tensor | None = None) -> Prediction:
         h = self.unimodal(self.read(inputs))
-        return Prediction(low_rank_fusion(h, self.factors, self.w[0]) + self.b)
+        products = math.prod(with_one(h[m]) @ self.factors[m].T for m in MODALITIES)  # (B, R)
+        return Prediction(products @ self.w[0] + self.b)
 
 
 # ── MFN ───────────────────────────────────────────────────────────────────────────────────────────
@@ -211,15 +195,11 @@ def align(values: Tensor, frames: Tensor, words: Tensor, T: int) -> Tensor:
 
     values: (B, T_m, d), frames: (B,) in 0..T_m, words: (B,) in 1..T -> (B, T, d)
     """
-    f, n = frames[:, None], words[:, None]
-    w = torch.arange(T, device=values.device)[None]
-    is_word = w < n
-    first = w * f // n * is_word
-    end = ((w + 1) * f + n - 1) // n * is_word  # (B, T)
-    rows = torch.arange(len(values), device=values.device)[:, None]
-    sums = F.pad(values.double().cumsum(1), (0, 0, 1, 0))  # double: differences of long sums
-    means = (sums[rows, end] - sums[rows, first]) / (end - first).clamp(min=1)[:, :, None]
-    return means.to(values.dtype)
+    aligned = values.new_zeros(len(values), T, values.shape[2])
+    for i, (f, n) in enumerate(zip(frames.tolist(), words.tolist(), strict=True)):
+        if f:
+            aligned[i, :n] = F.adaptive_avg_pool1d(values[i, :f].T, n).T
+    return aligned
 
 
 class MFN(Baseline):
@@ -262,27 +242,17 @@ class MFN(Baseline):
         X = self.read(inputs)
         text, n = X["l"][0].to(self.f[0].weight.dtype), X["l"][1].clamp(min=1)
         x = {"l": text} | {m: align(*X[m], n, text.shape[1]) for m in ("a", "v")}
-        # bf16 on a CPU compiles its kernels for each new size, and here each step has its own.
-        with torch.autocast(text.device.type, enabled=False):
-            end = self.word_by_word(x, n)
-        return Prediction(self.f(end).squeeze(1))
-
-    def word_by_word(self, x: dict[str, Tensor], n: Tensor) -> Tensor:
-        """[h_T^l; h_T^a; h_T^v; u_T] of each segment.  x[m]: (B, T, d_m), n: (B,) in 1..T"""
-        B, T = x["l"].shape[:2]
-        # The longest first: at step t the first k segments continue, the others keep their state.
-        order = n.argsort(descending=True)
-        x = {m: values[order] for m, values in x.items()}
-        h = {m: x[m].new_zeros(B, cell.hidden_size) for m, cell in self.cells.items()}
-        c, u = dict(h), x["l"].new_zeros(B, self.U[-1].out_features)
-        for t, k in enumerate((n[:, None] > torch.arange(T, device=n.device)).sum(0).tolist()):
-            before = {m: c[m][:k] for m in x}
-            new = {m: self.cells[m](x[m][:k, t], (h[m][:k], before[m])) for m in x}
-            u_new = self.remember(u[:k], before, {m: new[m][1] for m in x})
-            h = {m: torch.cat([new[m][0], h[m][k:]]) for m in x}
-            c = {m: torch.cat([new[m][1], c[m][k:]]) for m in x}
-            u = torch.cat([u_new, u[k:]])
-        return torch.cat([*h.values(), u], dim=1)[order.argsort()]
+        h = {m: text.new_zeros(len(n), cell.hidden_size) for m, cell in self.cells.items()}
+        c, u = h, text.new_zeros(len(n), self.U[-1].out_features)
+        with torch.autocast(text.device.type, enabled=False):  # the memory is kept in float32
+            for t in range(text.shape[1]):
+                new = {m: self.cells[m](x[m][:, t], (h[m], c[m])) for m in x}
+                u_new = self.remember(u, c, {m: new[m][1] for m in x})
+                reads = (t < n)[:, None]  # a segment past its last word keeps its state
+                h = {m: torch.where(reads, new[m][0], h[m]) for m in x}
+                c = {m: torch.where(reads, new[m][1], c[m]) for m in x}
+                u = torch.where(reads, u_new, u)
+        return Prediction(self.f(torch.cat([*h.values(), u], dim=1)).squeeze(1))
 
 
 # ── MISA ──────────────────────────────────────────────────────────────────────────────────────────
@@ -346,8 +316,8 @@ class MISA(Baseline):
     L_diff = Σ_m overlap(p_m, s_m) + Σ_{i<j} overlap(p_i, p_j)
 
     After the authors' code (declare-lab/MISA), with its widths and its mean in L_diff, where the
-    paper has a squared norm; u_a and u_v: end states of two stacked Bi-LSTMs; u_l: the mean of the
-    tokens.
+    paper has a squared norm; u_m: Linear, ReLU and LayerNorm of the end states of two stacked
+    Bi-LSTMs (audio, vision), or of the mean of the tokens.
 
     Paper: every segment has three modalities. The code clips gradients by value, starts recurrent
            weights orthogonal and freezes BERT's first layers on MOSEI.
@@ -373,8 +343,9 @@ class MISA(Baseline):
         )
         self.shared = nn.Sequential(nn.Linear(d, d), nn.Sigmoid())
         self.decoders = nn.ModuleDict({m: nn.Linear(d, d) for m in inside})
-        self.attention = nn.TransformerEncoderLayer(d, 2, 2048, batch_first=True)
-        self.f = nn.Sequential(*dense(6 * d, 3 * d, 1, dropout=config.dropout))
+        drop = config.dropout
+        self.attention = nn.TransformerEncoderLayer(d, 2, 2048, drop, batch_first=True)
+        self.f = nn.Sequential(*dense(6 * d, 3 * d, 1, dropout=drop))
 
     def frames(self, m: str, values: Tensor, n: Tensor) -> Tensor:
         first, norm, second = self.lstms[m]
@@ -423,15 +394,12 @@ def canonical_correlation(X: Tensor, Y: Tensor, ridge: float = 1e-3) -> Tensor:
     """
     if len(X) < 2:
         return (X.sum() + Y.sum()) * 0
-    X, Y = X - X.mean(0), Y - Y.mean(0)
-    L = []
-    for Z in (X, Y):
-        identity = torch.eye(Z.shape[1], dtype=Z.dtype, device=Z.device)
-        L.append(torch.linalg.cholesky(Z.T @ Z / (len(Z) - 1) + ridge * identity))
-    cross = X.T @ Y / (len(X) - 1)
-    cross = torch.linalg.solve_triangular(L[0], cross, upper=False)
-    cross = torch.linalg.solve_triangular(L[1], cross.T, upper=False)
-    return torch.linalg.svdvals(cross).sum()
+    d, joint = X.shape[1], torch.cat([X, Y], dim=1)
+    identity = torch.eye(joint.shape[1], dtype=joint.dtype, device=joint.device)
+    S = joint.T.cov() + ridge * identity  # [[Σ_XX, Σ_XY], [Σ_YX, Σ_YY]]
+    L_X, L_Y = torch.linalg.cholesky(S[:d, :d]), torch.linalg.cholesky(S[d:, d:])
+    half = torch.linalg.solve_triangular(L_X, S[:d, d:], upper=False)
+    return torch.linalg.svdvals(torch.linalg.solve_triangular(L_Y, half.T, upper=False)).sum()
 
 
 # ŷ: (B,); complete: (B,) bool, True without an empty modality; K_ta and K_tv: (B, width)
@@ -449,7 +417,7 @@ class ICCN(Baseline):
     and with video, their correlation by DCCA, and a predictor that takes the text beside both.
     Everything else is our choice.
 
-    Paper: BERT's sentence vectors are inputs.
+    Paper: BERT's sentence vectors are most likely fixed inputs; the abstract does not say.
     Here:  BERT learns from ŷ alone, since no gradient passes H; CNN: two convolutions over H, a
            mean over 4 × 4 places, BatchNorm, K 8 wide. All else learns from L = mean (y − ŷ)² +
            L_CCA / 8.
@@ -569,9 +537,9 @@ class ARGF(Baseline):
            and C.
     Here:  y itself; means; no tanh; one Adam; language is the true one, as in the paper's text; one
            dropout rate; x_l gets no gradient as a target; an empty modality counts in the task
-           alone.
+           and in BatchNorm's statistics alone.
     Why:   MAE needs y; in one loss the sums would drown the rest; features exceed ±1; BERT must not
-           chase its own features. No ARGF (B) was published: this row is our own variant.
+           chase its own features. No code of ARGF (B) was published: this row is our own variant.
     """
 
     def __init__(self, config: train.Config, widths: dict[str, int], encoder: nn.Module):

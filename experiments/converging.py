@@ -84,7 +84,7 @@ class Converging(Averaged):
     def losses(self, output: Output, y: Tensor) -> Losses:
         losses = super().losses(output, y)
         R = gradient_penalty(self.discriminators, select_present(output.h, output.rows))
-        return replace_game(self.config, losses, losses.adversarial - self.rho / 2 * R)
+        return losses._replace(total=losses.total - self.config.alpha * self.rho / 2 * R)
 
     def parameter_groups(self) -> list[dict]:
         rest, adversary = super().parameter_groups()
@@ -103,17 +103,12 @@ class CMDInstead(Averaged):
     """L = L^task + α CMD(h) + β L^d + γ L^rl;  CMD(h) is logged as L^a, no discriminator learns"""
 
     def losses(self, output: Output, y: Tensor) -> Losses:
+        losses = super().losses(output, y)
         h = {m: v for m, v in select_present(output.h, output.rows).items() if len(v)}
         discrepancy = mean_cmd(h) if len(h) > 1 else y.new_zeros(())
-        losses = super().losses(output, y)
-        game = discrepancy + 0 * losses.adversarial  # DDP wants a gradient for each parameter
-        return replace_game(self.config, losses._replace(adversarial=discrepancy), game)
-
-
-def replace_game(config: MSFNConfig, losses: Losses, game: Tensor) -> Losses:
-    """Eq. 16 with another value of the game in place of L^a."""
-    rest = config.beta * losses.distance + config.gamma * losses.reconstruction
-    return losses._replace(total=losses.task + config.alpha * game + rest)
+        # L^a leaves L and keeps a gradient of 0: DDP wants one for each parameter
+        total = losses.total + self.config.alpha * (discrepancy - losses.adversarial)
+        return losses._replace(total=total, adversarial=discrepancy)
 
 
 def build(kind: type[Averaged], **arguments: float) -> train.Build:

@@ -16,8 +16,8 @@ bounded. Each run is a line of --results, and the same command continues where i
 """
 
 import contextlib
-import csv
 import io
+import json
 import multiprocessing
 import statistics
 import sys
@@ -34,7 +34,7 @@ import plumbing
 import train
 from experiments import markdown, parser
 from experiments.predict import load
-from experiments.tables import T95
+from experiments.tables import interval
 from plumbing import UserError, explained, regular
 from plumbing.metrics import metrics
 from plumbing.runs import replacing
@@ -62,7 +62,6 @@ PANELS = {  # of the picture: title: effects
     "one loss, added to the others": ("L^a, as printed", "L^a, bounded", "L^d", "L^rl"),
     "losses, added to the task loss": list(EFFECTS)[4:],
 }
-COLUMNS = ("own", "train", "noise", "row", "seed", "valid", "test", "no a", "no v", "no l")
 Results = dict[tuple, dict[str, float]]  # {(own, train, noise, row, seed): {"test": MAE, …}}
 
 
@@ -86,27 +85,14 @@ def run(own: float, segments: int, noise: float, row: str, seed: int) -> dict[st
         model, test = load(Path(runs, "run")), corpus["test"]
         missing = [metrics(model.split(test, m), test.y)["mae"] for m in ("vl", "al", "av")]
     maes = [results["valid"]["mae"], results["test"]["mae"], *missing]
-    return {name: round(mae, 5) for name, mae in zip(COLUMNS[5:], maes, strict=True)}
+    return dict(zip(("valid", "test", "no a", "no v", "no l"), maes, strict=True))
 
 
 def read(path: Path) -> Results:
     """The finished runs; {} without a file. Raises UserError for a file of other lines."""
-    results = {}
-    if path.exists():
-        with explained(f"{path} does not hold results of this command"):
-            lines = regular(path).read_text(encoding="utf-8").splitlines()
-            for n in csv.DictReader(lines):
-                place = float(n["own"]), int(n["train"]), float(n["noise"])
-                maes = {name: float(n[name]) for name in COLUMNS[5:]}
-                results[(*place, n["row"], int(n["seed"]))] = maes
-    return results
-
-
-def write(path: Path, results: Results) -> None:
-    with replacing(path) as beside, open(beside, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        writer.writerows([*place, *maes.values()] for place, maes in results.items())
+    with explained(f"{path} does not hold results of this command"):
+        lines = regular(path).read_text(encoding="utf-8").splitlines() if path.exists() else []
+        return {tuple(run): dict(maes) for run, maes in map(json.loads, lines)}
 
 
 def sweep(path: Path, dials: list[str], seeds: range, jobs: int) -> None:
@@ -121,7 +107,9 @@ def sweep(path: Path, dials: list[str], seeds: range, jobs: int) -> None:
             runs = {pool.submit(run, *one): one for one in work if one not in results}
             for done in as_completed(runs):
                 results[runs[done]] = done.result()
-                write(path, results)
+                lines = [f"{json.dumps(item)}\n" for item in results.items()]
+                with replacing(path) as temporary:
+                    temporary.write_text("".join(lines), encoding="utf-8")
         finally:  # after a failure or Ctrl-C, start no more
             pool.shutdown(cancel_futures=True)
 
@@ -136,11 +124,7 @@ def effect(results: Results, place: tuple, name: str, columns: tuple) -> tuple[f
         if None not in pair:
             one, other = (statistics.fmean(line[c] for c in columns) for line in pair)
             differences.append(one - other)
-    if len(differences) < 2:
-        return None
-    n = len(differences)
-    half = T95[n - 2] * statistics.stdev(differences) / n**0.5
-    return statistics.fmean(differences), half
+    return interval(differences) if len(differences) > 1 else None
 
 
 def table(results: Results, dial: str, columns: tuple) -> str:
@@ -186,7 +170,7 @@ def main(argv: list[str]) -> None:
     command.add_argument("--seeds", type=int, default=10, choices=range(1, 11), help="0 … N-1 (10)")
     command.add_argument("--jobs", type=int, default=1, help="runs side by side (1)")
     command.add_argument(
-        "--results", type=Path, default=Path("runs/dial.csv"), help="(runs/dial.csv)"
+        "--results", type=Path, default=Path("runs/dial.jsonl"), help="(runs/dial.jsonl)"
     )
     command.add_argument("--print", action="store_true", help="start no run")
     command.add_argument("--draw", type=Path, metavar="PNG", help="draw the dial own")
@@ -198,7 +182,7 @@ def main(argv: list[str]) -> None:
         command.error(f"--jobs must be at least 1, not {typed.jobs}")
     if not typed.print:
         sweep(typed.results, dials, range(typed.seeds), typed.jobs)
-    results = read(typed.results)
+    results = {run: maes for run, maes in read(typed.results).items() if run[-1] < typed.seeds}
     for dial in dials:
         print(table(results, dial, ("test",)))
         print("\nwith one modality missing in test:\n")

@@ -5,14 +5,15 @@
     python -m experiments.rows "TFN (B)" --resume RUN
     python -m experiments.rows                                           # list the rows
 
-After the row's name come train.py's options, which win over the row's own. The options of MSFN's
-equations (alpha … reduction) change MSFN's rows only. "(B)": the encoder is fine-tuned, as in MSFN.
+After the row's name come train.py's options, which win over the row's own. --help's group "losses"
+changes MSFN's rows only. "(B)": the encoder is fine-tuned, as in MSFN.
 "(static)": its frozen input embeddings replace the originals' GloVe vectors; --vectors loads
 GloVe's text format. Seeds, batches, epochs, the choice of the epoch and the metrics are train.py's
 in every row. MSFN's rows log what `similarity.py` measures after each epoch. No row claims to
 reproduce the printed one: README.md says what it claims.
 """
 
+import re
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -119,8 +120,8 @@ def main(argv: list[str]) -> None:
     processes.start()
     if processes.world_size() > 1 and not row.is_msfn:
         raise UserError("a baseline trains in one process: start it without torchrun")
-    typed = ["--bert" if word == "--vectors" else word for word in typed]
-    if "--resume" not in typed:
+    typed = [re.sub("^--vectors", "--bert", word) for word in typed]
+    if not any(word.startswith("--resume") for word in typed):
         runs = f"runs/{name.replace(' ', '_')}"  # config.json does not name the row
         typed = ["--runs", runs, *row.options.split(), *typed]
     observe = similarity if row.is_msfn else None

@@ -14,7 +14,6 @@ together, and shows neither. Of x (Eqs. 1–3) and of h (Eq. 4):
 and over the triplets of Eq. 9 inside each modality, of h, or of x with --triplet-features x:
 
     violated    share with d_ap > d_an − δ
-    d_ap, d_an  mean distances
 
 rows.py and tables.py log these numbers after each epoch, under "observed" in metrics.jsonl.
 """
@@ -36,6 +35,9 @@ from experiments import markdown
 from experiments.converging import build_of, mean_cmd
 from msfn import sentiment_classes
 from plumbing.runs import RunFolder
+
+COLUMNS = {"x_probe": "probe x", "h_probe": "probe h", "x_cmd": "CMD x", "h_cmd": "CMD h"}
+COLUMNS |= {"x_spread": "spread x", "h_spread": "spread h", "violated": "violated"}
 
 
 @torch.no_grad()
@@ -97,21 +99,19 @@ def spread(features: dict[str, Tensor]) -> float:
     return float(np.mean([(v - v.mean(0)).norm(dim=1).mean() for v in features.values()]))
 
 
-def triplets(h: Tensor, y: Tensor, margin: float) -> Tensor:
-    """Share of valid triplets of Eq. 9 violated, mean d_ap, mean d_an; 0 without a triplet.
+def violated(h: Tensor, y: Tensor, margin: float) -> float:
+    """Share of the triplets of Eq. 9 with d_ap > d_an − δ; 0 without a triplet.
 
-    h: (N, d), y: (N,) classes -> (3,)
+    h: (N, d), y: (N,) classes
     """
     distance = torch.cdist(h, h, compute_mode="donot_use_mm_for_euclid_dist")
-    sums = torch.zeros(4)
+    count = valid = 0
     for a in range(len(h)):
         positive, negative = y == y[a], y != y[a]
         positive[a] = False
-        d_ap, d_an = distance[a, positive], distance[a, negative]
-        violated = d_ap[:, None] + margin > d_an[None, :]
-        n, p = len(d_an), len(d_ap)
-        sums += torch.tensor([violated.sum(), d_ap.sum() * n, d_an.sum() * p, n * p])
-    return sums[:3] / sums[3].clamp(min=1)
+        wrong = distance[a, positive][:, None] + margin > distance[a, negative]
+        count, valid = count + int(wrong.sum()), valid + wrong.numel()
+    return count / max(valid, 1)
 
 
 def similarity(session: train.Session) -> dict[str, float]:
@@ -122,12 +122,20 @@ def similarity(session: train.Session) -> dict[str, float]:
             result[f"{part}_probe"] = probe(features[part], features["video"])
             result[f"{part}_cmd"] = float(mean_cmd(features[part]))
         result[f"{part}_spread"] = spread(features[part])
-    config, per_modality = session.config, []
+    config, shares = session.config, []
     for m, values in features[config.triplet_features].items():
         classes = sentiment_classes(features["y"][m], config.classes)
-        per_modality.append(triplets(values, classes, config.margin))
-    means = torch.stack(per_modality).mean(0).tolist()
-    return result | dict(zip(("violated", "d_ap", "d_an"), means, strict=True))
+        shares.append(violated(values, classes, config.margin))
+    return result | {"violated": float(np.mean(shares))}
+
+
+def table(rows: dict[str, list[dict[str, float]]]) -> str:
+    """{a row's name: what `similarity` gave for each of its seeds} -> the means over the seeds."""
+    lines = []
+    for name, seeds in rows.items():
+        values = [[measured[m] for measured in seeds if m in measured] for m in COLUMNS]
+        lines.append([name, *(f"{np.mean(v):.2f}" if v else "–" for v in values)])
+    return markdown(["on valid", *COLUMNS.values()], lines)
 
 
 def before_and_after(folder: Path, measure: Callable[[train.Session], Any]) -> tuple[Any, Any]:
@@ -147,13 +155,8 @@ def main(words: list[str]) -> None:
     rows = {}
     for folder in map(Path, words):
         before, after = before_and_after(folder, similarity)
-        rows |= {f"{folder.name}, before": before, f"{folder.name}, best epoch": after}
-    names = list(dict.fromkeys(name for row in rows.values() for name in row))
-    lines = [
-        [row, *(f"{values[name]:.3f}" if name in values else "–" for name in names)]
-        for row, values in rows.items()
-    ]
-    print(markdown(["on valid", *(name.replace("_", " ") for name in names)], lines))
+        rows |= {f"{folder.name}, before": [before], f"{folder.name}, best epoch": [after]}
+    print(table(rows))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import plumbing
 import train
-from experiments import markdown, parser, split_options
+from experiments import markdown, parser, similarity, split_options
 from experiments.rows import ROWS
 from plumbing import UserError
 from plumbing.metrics import number
@@ -80,13 +80,10 @@ def run(folder: Path, row: str, argv: list[str], threads: int) -> None:
         return
     new = [*argv, "--name", folder.name, "--runs", str(folder.parent)]
     argv = ["--resume", str(folder)] if (folder / "config.json").exists() else new
-    root = str(Path(__file__).resolve().parent.parent)
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     folder.parent.mkdir(parents=True, exist_ok=True)
     with open(folder.parent / f"{folder.name}.log", "a", encoding="utf-8") as log:
-        # -P: a folder "experiments" in the user's current folder is not this package
-        command = [sys.executable, "-P", "-m", "experiments.rows", row, *argv]
+        command = [sys.executable, "-m", "experiments.rows", row, *argv]
         if subprocess.call(command, env=environment, stdout=log, stderr=log):
             raise UserError(f"{folder.name} failed; {log.name} says why")
     print(f"done: {folder.name}", file=sys.stderr, flush=True)
@@ -138,25 +135,27 @@ def collect(runs: Path, labels: list[str], seeds: range) -> dict[str, list[dict]
 # errors, at which that test finds a difference with a probability of 80 % (noncentral t).
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 POWER80 = (16.335, 5.653, 4.256, 3.761, 3.514, 3.367, 3.270, 3.201, 3.150)
-LEGEND = """± is half the 95 % interval (Student's t; differences are paired by seed).
-"contains 0": the interval does. "finds x": with this spread these seeds find a true difference of x
-with a probability of 80 %."""
+LEGEND = """± is half the 95 % interval (Student's t; differences are paired by seed). "finds x":
+these seeds find a true difference of x with a probability of 80 %, given this spread."""
 METRICS = {"mae": "MAE", "corr": "Corr", "acc2_non0": "Acc-2 non0", "acc2_has0": "has0"}
 METRICS |= {"acc7": "Acc-7"}
-OBSERVED = {"x_probe": "probe x", "h_probe": "probe h", "x_cmd": "CMD x"}
-OBSERVED |= {"h_cmd": "CMD h", "h_spread": "spread h", "violated": "violated"}
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """The mean over the seeds, and half its 95 % interval. values: of 2 to 10 seeds"""
+    n = len(values)
+    return statistics.fmean(values), T95[n - 2] * statistics.stdev(values) / n**0.5
 
 
 def cell(metric: str, values: list[float], difference: bool = False) -> str:
-    """The mean ± half its 95 % interval; of a difference also whether it contains 0."""
-    n, mean = len(values), statistics.fmean(values)
+    """The mean ± half its 95 % interval; of a difference also what its seeds find."""
+    n = len(values)
     if n == 1:
-        return number(metric, mean)
-    error = statistics.stdev(values) / n**0.5
-    half, least = T95[n - 2] * error, POWER80[n - 2] * error
+        return number(metric, values[0])
+    mean, half = interval(values)
     text = f"{number(metric, mean)} ± {number(metric, half)}"
-    zero = difference and abs(mean) <= half
-    return f"{text} (contains 0; finds {number(metric, least)})" if zero else text
+    least = half * POWER80[n - 2] / T95[n - 2]
+    return f"{text} (finds {number(metric, least)})" if difference else text
 
 
 def results_table(name: str, results: dict[str, list[dict]], split: str) -> str:
@@ -192,15 +191,6 @@ def difference_table(results: dict[str, list[dict]], splits: list[str]) -> str:
     return markdown([f"less {base}", *(f"{s} {METRICS[m]}" for s, m in columns)], rows)
 
 
-def observed_table(results: dict[str, list[dict]]) -> str:
-    """What `similarity.py` measured on valid at the chosen epoch: means over the seeds."""
-    rows = []
-    for label, runs in results.items():
-        values = [[run["observed"][m] for run in runs if m in run["observed"]] for m in OBSERVED]
-        rows.append([label, *(f"{statistics.fmean(v):.2f}" if v else "–" for v in values)])
-    return markdown(["on valid", *OBSERVED.values()], rows)
-
-
 def print_tables(name: str, results: dict[str, list[dict]]) -> None:
     """All tables of a set; of rates one, the best points first."""
     if name == "rates":
@@ -213,8 +203,9 @@ def print_tables(name: str, results: dict[str, list[dict]]) -> None:
     seeds = {tuple(run["seed"] for run in runs) for runs in results.values()}
     if len(results) > 1 and len(seeds) == 1 and len(*seeds) > 1:
         tables += [difference_table(results, splits), LEGEND]
-    if any(run["observed"] for runs in results.values() for run in runs):
-        tables += [observed_table(results)]
+    observed = {label: [run["observed"] for run in runs] for label, runs in results.items()}
+    if any(any(each) for each in observed.values()):
+        tables += [similarity.table(observed)]
     print(*tables, sep="\n\n")
 
 

@@ -7,7 +7,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import data
 import msfn
 import train
 from experiments import game
@@ -21,15 +20,10 @@ from experiments.converging import (
 )
 from experiments.test_baselines import close, normal, seeds
 from experiments.triplets import triplet_loss_large
-from plumbing.test_runs import quick
+from plumbing.test_runs import quick, small_corpus  # noqa: F401
 
 MODALITIES = "avl"
 labels = st.lists(st.integers(-3, 3), min_size=1, max_size=9)
-
-
-@pytest.fixture(autouse=True)
-def small_corpus(few, monkeypatch):
-    monkeypatch.setattr(data, "load", lambda *_: few)
 
 
 def a_step(kind, chosen=None, **arguments):

@@ -1,5 +1,6 @@
 """dial.py, and the corpora that it turns."""
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -16,20 +17,16 @@ ROWS = ("all, as printed", "without L^a")
 
 def explained_variance(modalities: str, own: float, noise: float) -> float:
     """R² of a linear regression from these modalities to y, on segments that have frames."""
-    part = data.synthetic(own=own, noise=dict.fromkeys("avl", noise))["train"].part
+    split = data.synthetic(own=own, noise=dict.fromkeys("avl", noise))["train"]
     grades = {word: grade for grade, words in data.GRADES.items() for word in words.split()}
-    shown = {m: [] for m in modalities}
-    rows = [i for i in range(900) if len(part["audio"][i]) and len(part["vision"][i])]
-    for m, i in ((m, i) for m in modalities for i in rows):
-        if m == "l":
-            told = [grades[word] for word in part["raw_text"][i].split() if word in grades]
-            shown[m].append([np.mean(told)])
-        else:
-            frames = part[data.FRAMES[m]][i]
-            shown[m].append(np.where(np.isfinite(frames), frames, 0).mean(0))
-    X = np.hstack([np.ones((len(rows), 1)), *shown.values()])
-    y = np.array(part["regression_labels"])[rows]
-    return 1 - (y - X @ np.linalg.lstsq(X, y, rcond=None)[0]).var() / y.var()
+    X, y = [], []
+    for i, text in enumerate(split.text):
+        shown = {m: np.nan_to_num(split.frames(m, i), neginf=0) for m in "av"}
+        shown["l"] = np.array([[grades[word]] for word in text.split() if word in grades])
+        if all(map(len, shown.values())):
+            X.append(np.hstack([1, *(shown[m].mean(0) for m in modalities)]))
+            y.append(split.y[i])
+    return 1 - (y - X @ np.linalg.lstsq(X, y)[0]).var() / np.var(y)
 
 
 def test_own_parts_are_told_by_all_together_and_noise_by_none():
@@ -65,10 +62,10 @@ def test_a_sweep_continues_where_it_stopped(quick, tmp_path, monkeypatch):
         ran.append(one)
         if len(ran) == 3:
             raise UserError("stopped")
-        return dict.fromkeys(dial.COLUMNS[5:], len(ran))
+        return {"test": len(ran)}
 
     monkeypatch.setattr(dial, "run", run)
-    arguments = tmp_path / "dial.csv", ["own"], range(2), 1
+    arguments = tmp_path / "dial.jsonl", ["own"], range(2), 1
     with pytest.raises(UserError, match="stopped"):
         dial.sweep(*arguments)
     saved, first = set(dial.read(arguments[0])), len(ran)
@@ -78,11 +75,11 @@ def test_a_sweep_continues_where_it_stopped(quick, tmp_path, monkeypatch):
 
 
 def test_effects_are_paired_and_finished_runs_are_not_run_again(quick, tmp_path, capsys):
-    path = tmp_path / "dial.csv"
-    lines = [",".join(dial.COLUMNS)]
+    path, lines = tmp_path / "dial.jsonl", []
     for own, seed in ((own, seed) for own in (0.0, 1.0) for seed in (0, 1)):
         for row, mae in (("all, as printed", 0.5 + own / 10), ("without L^a", 0.4 + seed / 100)):
-            lines.append(f'{own},900,0.5,"{row}",{seed},{mae + seed},{mae},{mae},{mae},{mae + 3}')
+            maes = {"test": mae, "no a": mae, "no v": mae, "no l": mae + 3}
+            lines.append(json.dumps([[own, 900, 0.5, row, seed], maes]))
     path.write_text("\n".join(lines) + "\n")
     arguments = ["own", "--seeds", "2", "--results", str(path)]
     assert plumbing.run(dial.main, arguments) == 0
@@ -94,7 +91,7 @@ def test_effects_are_paired_and_finished_runs_are_not_run_again(quick, tmp_path,
     for wrong in (["noise", "x"], ["--jobs", "0"]):
         with pytest.raises(SystemExit):
             dial.main(wrong)
-    path.write_text("a,b\n1,2\n")
+    path.write_text("[1, 2]\n")
     assert plumbing.run(dial.main, arguments) == 2
     assert "does not hold results" in capsys.readouterr().err
 

@@ -41,8 +41,8 @@ def static(encoder: nn.Module) -> Static:
 def word_vectors(file: str, texts: list[str]) -> tuple[Static, PreTrainedTokenizerBase]:
     """Read the vectors of the words in `texts`; a word that the file lacks has the vector 0.
 
-    file: GloVe's text format, a word and its numbers per line. Words are compared in lower case and
-    without punctuation. Raises UserError.
+    file: GloVe's text format, a word and its numbers per line. Words of the texts are looked up in
+    lower case and without punctuation. Raises UserError.
     """
     punctuation = normalizers.Replace(Regex(r"[^\w\s'-]"), " ")
     normalizer = normalizers.Sequence([normalizers.Lowercase(), punctuation])

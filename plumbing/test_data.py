@@ -70,6 +70,7 @@ def test_standardizer_sample_is_bounded_and_seeded():
     assert data.Standardizer.fit(split, seed=2, sample=10).to_dict() != first.to_dict()
     again = data.Standardizer.from_dict(json.loads(json.dumps(first.to_dict())))
     np.testing.assert_array_equal(again("a", x[0]), first("a", x[0]))
+    assert first("a", np.empty((0, 7))).shape == (0, 2)  # as a file without audio can have it
 
 
 def test_what_is_no_value_is_missing():
