@@ -82,12 +82,11 @@ ROWS = {
     "MISA (B)": Row(f"{SEGMENTS} --learning-rate 1e-3 --bert-learning-rate 1e-4", MISA),
     "MSFN, segment": Row(SEGMENTS),
     "text only": Row(f"{SEGMENTS} --modalities l {TASK}"),
-    # Table 4, then two rows that the paper lacks
+    # Table 4, then a row that the paper lacks
     "without L^a": Row("--alpha 0"),
     "without L^d": Row("--beta 0"),
     "without L^rl": Row("--gamma 0"),
     "task loss only": Row(TASK),
-    "text only, video": Row(f"--modalities l {TASK}"),
     # Readings of ambiguous equations: each changes one option of MSFN
     "as printed": Row("--adversarial literal"),  # Eqs. 5–7: −log D(fake)
     "sign": Row("--classes sign"),  # Eq. 9
