@@ -47,6 +47,7 @@ TRAINED = {  # train.py's options of each row
     "without L^a": "--alpha 0",
     "without L^d": f"{BOUNDED} --beta 0",
     "without L^rl": f"{BOUNDED} --gamma 0",
+    "L^d only": "--alpha 0 --gamma 0",
     "task loss only": "--alpha 0 --beta 0 --gamma 0",
 }
 EFFECTS = {  # what is added: (the row with it, the row without it)
@@ -57,10 +58,11 @@ EFFECTS = {  # what is added: (the row with it, the row without it)
     "all three, as printed": ("all, as printed", "task loss only"),
     "all three, bounded": ("all, bounded", "task loss only"),
     "L^d and L^rl": ("without L^a", "task loss only"),
+    "L^d alone": ("L^d only", "task loss only"),
 }
 PANELS = {  # of the picture: title: effects
     "one loss, added to the others": ("L^a, as printed", "L^a, bounded", "L^d", "L^rl"),
-    "losses, added to the task loss": list(EFFECTS)[4:],
+    "losses, added to the task loss": list(EFFECTS)[4:7],
 }
 Results = dict[tuple, dict[str, float]]  # {(own, train, noise, row, seed): {"test": MAE, …}}
 
