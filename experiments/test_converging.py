@@ -88,7 +88,7 @@ def test_cmd_replaces_the_game():
 
 def test_the_mean_follows_each_step_and_evaluation_uses_it_alone():
     """And it changes no step: the weights are those of plain MSFN."""
-    config = quick(batch_size=12)  # three batches
+    config = quick(batch_size=12)  # several batches
     plain, session = train.Session(config), train.Session(config, build(Averaged, decay=0.9))
     model, expected = session.model, None
     live = {n: p for n, p in model.named_parameters() if not n.startswith("mean.")}
