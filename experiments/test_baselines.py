@@ -376,7 +376,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(row, tmp_path):
     vectors.unlink()
     other = "TFN (B)" if row == "LMF (B)" else "LMF (B)"
     with pytest.raises(plumbing.UserError, match=r"checkpoint\.pt|holds no encoder"):
-        rows.main([other, "--resume", str(tmp_path / "cut")])
+        rows.main([other, f"--resume={tmp_path / 'cut'}"])
     rows.main([row, "--resume", str(tmp_path / "cut")])
     weights = [(tmp_path / n / "model.safetensors").read_bytes() for n in ("whole", "cut")]
     assert weights[0] == weights[1]

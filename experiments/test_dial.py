@@ -76,7 +76,7 @@ def test_a_sweep_continues_where_it_stopped(quick, tmp_path, monkeypatch):
 
 def test_effects_are_paired_and_finished_runs_are_not_run_again(quick, tmp_path, capsys):
     path, lines = tmp_path / "dial.jsonl", []
-    for own, seed in ((own, seed) for own in (0.0, 1.0) for seed in (0, 1)):
+    for own, seed in ((own, seed) for own in (0.0, 1.0) for seed in (0, 1, 7)):
         for row, mae in (("all, as printed", 0.5 + own / 10), ("without L^a", 0.4 + seed / 100)):
             maes = {"test": mae, "no a": mae, "no v": mae, "no l": mae + 3}
             lines.append(json.dumps([[own, 900, 0.5, row, seed], maes]))

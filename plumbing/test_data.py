@@ -147,8 +147,9 @@ def test_synthetic_data_are_like_real_ones(capsys):
             frames = [split.frames(m, i) for i in range(len(split))]
             assert {0} < {len(x) for x in frames} and any(np.isneginf(x).any() for x in frames)
             assert all(np.array_equal(x, again[name].frames(m, i)) for i, x in enumerate(frames))
-    with pytest.raises(UserError, match="takes no file"):
-        data.load("synthetic", "f")
+    for chosen in ({"path": "f"}, {"labels": "f"}):
+        with pytest.raises(UserError, match="takes no file, but got f"):
+            data.load("synthetic", **chosen)
 
 
 def test_the_command_explains(tmp_path: Path, capsys, monkeypatch):
